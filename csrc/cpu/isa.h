@@ -1,0 +1,28 @@
+// The instruction sets that the CPU kernels are compiled for, chosen at run time.
+#pragma once
+#include <type_traits>
+#include <utility>
+
+namespace tinyops {
+
+// Values are the TINYOPS_ISA definitions in CMakeLists.txt.
+enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// The best one that this machine runs. Like torch's own kernels it obeys the environment variable
+// ATEN_CPU_CAPABILITY=default|avx2|avx512, read once, so that one variable lowers both.
+Isa cpu_isa();
+
+// Calls f with the instruction set as a compile-time constant; kernels are templates on it.
+template <typename F>
+decltype(auto) for_isa(F&& f) {
+#if defined(__x86_64__)
+  switch (cpu_isa()) {
+    case Isa::kAvx512: return f(std::integral_constant<Isa, Isa::kAvx512>{});
+    case Isa::kAvx2: return f(std::integral_constant<Isa, Isa::kAvx2>{});
+    case Isa::kBaseline: break;
+  }
+#endif
+  return f(std::integral_constant<Isa, Isa::kBaseline>{});
+}
+
+}  // namespace tinyops

@@ -1,0 +1,130 @@
+// Between torch::stable::Tensor and plain pointers. Only the stable ABI: one binary, torch >= 2.11.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "common.h"
+
+static_assert(TORCH_FEATURE_VERSION == TORCH_VERSION_2_11_0,
+              "compile with -DTORCH_TARGET_VERSION=0x020b000000000000");
+
+namespace tinyops {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Throws std::runtime_error, the one type whose message crosses the stable ABI. Call it before any
+// aten call and outside parallel loops: from there the message is lost.
+template <typename... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) [[likely]]
+    return;
+  std::ostringstream message;
+  message << "tinyops: ";
+  ((message << parts), ...);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::ostringstream s;
+  s << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) s << (d ? ", " : "") << t.size(d);
+  s << ']';
+  return s.str();
+}
+
+inline std::string device_text(const Tensor& t) {
+  const auto device = t.device();
+  std::ostringstream s;
+  if (device.is_cpu())
+    s << "cpu";
+  else if (device.is_cuda())
+    s << "cuda:" << device.index();
+  else
+    s << "device type " << static_cast<int>(device.type()) << ':' << device.index();
+  return s.str();
+}
+
+// torch spells dtypes in lower case; ScalarType does not.
+inline const char* dtype_text(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    default: return torch::headeronly::toString(t);
+  }
+}
+
+inline bool is_channels_last(const Tensor& t) {
+  if (t.dim() != 4) return false;
+  int64_t expected = 1;
+  for (const int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 1) continue;
+    if (t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// The layout rule of every feature operator: NHWC stays NHWC, anything else becomes contiguous.
+// `layout_of` in tinyops/ops/_glue.py says the same to the fake kernels.
+inline MemoryFormat layout_of(const Tensor& t) {
+  return !t.is_contiguous() && is_channels_last(t) ? MemoryFormat::ChannelsLast
+                                                   : MemoryFormat::Contiguous;
+}
+inline bool has_layout(const Tensor& t, MemoryFormat format) {
+  return format == MemoryFormat::ChannelsLast ? is_channels_last(t) : t.is_contiguous();
+}
+inline Tensor to_layout(const Tensor& t, MemoryFormat format) {
+  return has_layout(t, format) ? t : torch::stable::contiguous(t, format);
+}
+inline OptionalTensor to_layout(const OptionalTensor& t, MemoryFormat format) {
+  return t ? OptionalTensor(to_layout(*t, format)) : std::nullopt;
+}
+
+inline Tensor empty_like_sized(const Tensor& like, std::initializer_list<int64_t> size,
+                               MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty({size.begin(), size.size()}, like.scalar_type(), std::nullopt,
+                              like.device(), std::nullopt, format);
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+const T* data(const OptionalTensor& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+template <typename T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Calls f with a zero of the tensor's type, Half and BFloat16 being those of the backend.
+template <typename Half, typename BFloat16, typename F>
+void for_float_dtype(ScalarType t, F&& f) {
+  switch (t) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    case ScalarType::Half: return f(Half{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    default: check(false, "unreachable: dtype ", dtype_text(t), " was not checked");
+  }
+}
+inline bool is_float_dtype(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::Half ||
+         t == ScalarType::BFloat16;
+}
+
+}  // namespace tinyops

@@ -1,0 +1,64 @@
+"""Finds and loads the compiled libraries."""
+
+import importlib
+import importlib.metadata
+from pathlib import Path
+
+import torch
+
+_HERE = Path(__file__).resolve().parent
+_HOW = "install with `pip install .` or `pip install -e . --no-build-isolation`"
+
+
+def library_directory() -> Path:
+    """The directory of the compiled libraries.
+
+    They lie next to this file, or, when Python runs in a checkout whose sources shadow an installed
+    tinyops, in the installed package.
+    """
+    installed = [Path(str(d.locate_file("tinyops"))) for d in _distributions()]
+    for directory in [_HERE, *installed]:
+        if (directory / "libtinyops_cpu.so").is_file():
+            return directory
+    raise ImportError(f"tinyops: libtinyops_cpu.so was not found in {_HERE}; {_HOW}")
+
+
+def load(version: str, package_path: list[str]) -> bool:
+    """Load the operator libraries; True if the CUDA kernels are among them.
+
+    Raises ImportError, with one sentence that says what to do, if a library is missing, was built
+    from another version, or does not load.
+    """
+    directory = library_directory()
+    if str(directory) != str(_HERE):
+        package_path.append(str(directory))  # where `tinyops._eval` is found then
+    try:
+        built = importlib.import_module("tinyops._eval").build_facts()["version"]
+    except ImportError as error:
+        raise ImportError(
+            f"tinyops: the module _eval in {directory} does not load in this Python ({error}); {_HOW}"
+        ) from None
+    if built != version:
+        raise ImportError(
+            f"tinyops: the libraries in {directory} are of version {built}, the Python files in "
+            f"{_HERE} of version {version}; {_HOW}"
+        )
+    _load(directory / "libtinyops_cpu.so")
+    cuda = directory / "libtinyops_cuda.so"
+    if torch.version.cuda is None or not cuda.is_file():
+        return False
+    _load(cuda)
+    return True
+
+
+def _distributions():
+    return importlib.metadata.distributions(name="tinyops")
+
+
+def _load(path: Path) -> None:
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"tinyops: {path} does not load with torch {torch.__version__} ({error}); {_HOW}"
+        ) from None

@@ -1,0 +1,82 @@
+"""What every operator needs between its kernels and torch: layouts, checks, autocast, in place."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """The kernels' layout rule: NHWC stays NHWC, anything else becomes contiguous."""
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise RuntimeError, as torch's own operators do, in the words of the C++ checks."""
+    if not condition:
+        raise RuntimeError(f"tinyops: {message}")
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def shape_text(size: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, size))}]"
+
+
+def register_autocast(name: str, *, in_place: bool = False) -> None:
+    """Under autocast, run operator `name` in autocast's dtype, as a convolution would.
+
+    Feature operators are memory-bound and the convolution after them casts anyway; their arithmetic
+    is float32 inside. float64 tensors are left alone, as in torch. An operator that writes into its
+    first argument follows the dtype of that argument instead.
+    """
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+
+        def kernel(*args: Any, device: str = device, key: str = key, **kwargs: Any) -> Any:
+            dtype = args[0].dtype if in_place else torch.get_autocast_dtype(device)
+
+            def cast(x: Any) -> Any:
+                if not isinstance(x, Tensor) or not x.is_floating_point():
+                    return x
+                return x if x.dtype == torch.float64 else x.to(dtype)
+
+            with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
+                return _operator(name)(
+                    *map(cast, args), **{k: cast(v) for k, v in kwargs.items()}
+                )
+
+        _operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
+        torch.library.impl(name, key)(kernel)
+
+
+def forbid_gradients(name: str) -> None:
+    """Make the in-place operator `name` raise where autograd would have to record it."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        stem = name.partition("::")[2]
+        check(
+            not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)),
+            f"{stem} works in place and has no gradient: call it under torch.no_grad(), or call "
+            f"{stem.rstrip('_')}",
+        )
+        with torch._C._AutoDispatchBelowAutograd():
+            return _operator(name)(*args, **kwargs)
+
+    torch.library.impl(name, "Autograd")(kernel)
+
+
+def _keys(name: str) -> torch._C.DispatchKeySet:
+    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+
+
+def _operator(name: str) -> torch._ops.OpOverload:
+    namespace, _, stem = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), stem).default

@@ -1,0 +1,254 @@
+"""Scale selection (SSPNet, eq. 2 and 3): the top-down step of a pyramid, gated by attention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tinyops.ops._glue import (
+    FLOAT_DTYPES,
+    check,
+    dtype_text,
+    forbid_gradients,
+    layout_of,
+    register_autocast,
+    shape_text,
+)
+
+
+def gated_upsample_add(
+    low: Tensor,
+    high: Tensor,
+    gate_low: Tensor | None = None,
+    gate_high: Tensor | None = None,
+    *,
+    self_gate: bool = False,
+) -> Tensor:
+    """Add the upsampled `high` to `low` where both gates are open.
+
+        out = (1 + s * gate_low) * low + gate_low * up(gate_high) * up(high)
+
+    with s = 1 if `self_gate` else 0. This is SSPNet's scale selection module (eq. 3), with
+    `self_gate` fused with its scale enhancement module (eq. 2). Without gates it is the plain
+    top-down step of an FPN, `low + up(high)` (EFPN eq. 1).
+
+    `up` is nearest: row y of `low` reads row floor(y * h / H) of `high`, and columns likewise, in
+    exact integers, so that odd sizes and any ratio are legal. `F.interpolate` computes the same
+    index in float32 and reads a neighbour at a few positions of sizes that do not divide, such as
+    28 -> 49 pixels.
+
+    Args:
+        low: [N, C, H, W] features of the finer level; float32, float64, float16 or bfloat16.
+        high: [N, C, h, w] features of the coarser level.
+        gate_low: [N, 1, H, W] attention at the finer level, usually in 0..1.
+        gate_high: [N, 1, h, w] attention at the coarser level. Both gates or none.
+        self_gate: multiply `low` by 1 + gate_low.
+
+    Returns:
+        [N, C, H, W], channels_last if `low` is, otherwise contiguous. Differentiable once in every
+        tensor. Computed in float32 (float64 for float64) and rounded once.
+
+    Raises:
+        RuntimeError: for a wrong rank, size, dtype or device, or one gate alone.
+    """
+    return torch.ops.tinyops.gated_upsample_add(
+        low, high, gate_low, gate_high, self_gate=self_gate
+    )
+
+
+def gated_upsample_add_(
+    low: Tensor,
+    high: Tensor,
+    gate_low: Tensor | None = None,
+    gate_high: Tensor | None = None,
+    *,
+    self_gate: bool = False,
+) -> Tensor:
+    """`gated_upsample_add` written into `low`, for inference: no memory is allocated.
+
+    Args and formula are those of `gated_upsample_add`. `low` must be contiguous or channels_last
+    and must not share memory with the other tensors.
+
+    Returns:
+        `low` itself.
+
+    Raises:
+        RuntimeError: as `gated_upsample_add`; also where a gradient would have to be recorded.
+    """
+    torch.ops.tinyops.gated_upsample_add_(low, high, gate_low, gate_high, self_gate=self_gate)
+    return low
+
+
+def gated_upsample_add_reference(
+    low: Tensor,
+    high: Tensor,
+    gate_low: Tensor | None = None,
+    gate_high: Tensor | None = None,
+    *,
+    self_gate: bool = False,
+) -> Tensor:
+    """`gated_upsample_add` in plain torch: the definition that every kernel is tested against."""
+    (height, width), (h, w) = low.shape[-2:], high.shape[-2:]
+    rows = torch.arange(height, device=low.device) * h // max(height, 1)
+    columns = torch.arange(width, device=low.device) * w // max(width, 1)
+
+    def up(x: Tensor) -> Tensor:
+        return x[:, :, rows][:, :, :, columns]
+
+    if gate_low is None or gate_high is None:
+        return low + up(high)
+    own = low + gate_low * low if self_gate else low
+    return own + gate_low * up(gate_high) * up(high)
+
+
+def check_arguments(
+    low: Tensor,
+    high: Tensor,
+    gate_low: Tensor | None = None,
+    gate_high: Tensor | None = None,
+    *,
+    self_gate: bool = False,
+) -> None:
+    """The checks of csrc/ops/gated_upsample_add_check.h, for fake tensors and Triton."""
+    stem = "gated_upsample_add: "
+
+    def like_low(name: str, x: Tensor) -> None:
+        _check_rank(stem + name, x)
+        check(
+            x.device == low.device,
+            f"{stem}{name} must be on {low.device} like low, got {x.device}",
+        )
+        check(
+            x.dtype == low.dtype,
+            f"{stem}{name} must be {dtype_text(low.dtype)} like low, got {dtype_text(x.dtype)}",
+        )
+
+    _check_rank(stem + "low", low)
+    check(
+        low.dtype in FLOAT_DTYPES,
+        f"{stem}low must be float32, float64, float16 or bfloat16, got {dtype_text(low.dtype)}",
+    )
+    check(
+        (gate_low is None) == (gate_high is None),
+        f"{stem}expected both gates or none, got "
+        f"{'gate_high' if gate_low is None else 'gate_low'} alone",
+    )
+    check(
+        gate_low is not None or not self_gate,
+        f"{stem}self_gate=True needs gate_low and gate_high, got None",
+    )
+    like_low("high", high)
+    (n, c, height, width), (h, w) = low.shape, high.shape[-2:]
+    check(
+        high.shape[0] == n and high.shape[1] == c,
+        f"{stem}high must be [{n}, {c}, h, w], got {shape_text(high.shape)}",
+    )
+    check(
+        (h > 0 or height == 0) and (w > 0 or width == 0),
+        f"{stem}high must have pixels to give to low of {height}x{width}, got {h}x{w}",
+    )
+    for name, gate, size in (
+        ("gate_low", gate_low, (n, 1, height, width)),
+        ("gate_high", gate_high, (n, 1, h, w)),
+    ):
+        if gate is not None:
+            like_low(name, gate)
+            check(
+                tuple(gate.shape) == size,
+                f"{stem}{name} must be {shape_text(size)}, got {shape_text(gate.shape)}",
+            )
+
+
+def _check_rank(name: str, x: Tensor) -> None:
+    check(
+        x.dim() == 4,
+        f"{name} must have 4 dimensions [N, C, H, W], got {shape_text(x.shape)}",
+    )
+
+
+def _fake(
+    low: Tensor,
+    high: Tensor,
+    gate_low: Tensor | None = None,
+    gate_high: Tensor | None = None,
+    *,
+    self_gate: bool = False,
+) -> Tensor:
+    check_arguments(low, high, gate_low, gate_high, self_gate=self_gate)
+    return torch.empty_like(low, memory_format=layout_of(low))
+
+
+def _backward_fake(
+    grad: Tensor,
+    low: Tensor | None,
+    high: Tensor | None,
+    gate_low: Tensor | None,
+    gate_high: Tensor | None,
+    high_height: int,
+    high_width: int,
+    self_gate: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layout = backward_layout(grad, high)
+    size = (*grad.shape[:2], high_height, high_width)
+    none = grad.new_empty(0)
+    if gate_low is None or gate_high is None:
+        return none, _empty(grad, size, layout), grad.new_empty(0), grad.new_empty(0)
+    return (
+        _empty(grad, grad.shape, layout) if self_gate else none,
+        _empty(grad, size, layout),
+        torch.empty_like(gate_low, memory_format=torch.contiguous_format),
+        torch.empty_like(gate_high, memory_format=torch.contiguous_format),
+    )
+
+
+def backward_layout(grad: Tensor, high: Tensor | None) -> torch.memory_format:
+    """The layout that the backward works in: that of a dense gradient, otherwise that of `high`."""
+    layout = layout_of(grad)
+    if high is None or grad.is_contiguous(memory_format=layout):
+        return layout
+    return layout_of(high)
+
+
+def _empty(like: Tensor, size: tuple[int, ...], layout: torch.memory_format) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def _register(namespace: str, backward_operator: Callable[..., Any]) -> None:
+    """Give the operators of `namespace` their fakes, gradients and autocast rules."""
+    name = f"{namespace}::gated_upsample_add"
+
+    def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
+        low, high, gate_low, gate_high = inputs
+        ctx.self_gate = keyword_only_inputs["self_gate"]
+        ctx.high_size = high.shape[-2:]
+        gated = gate_low is not None
+        ctx.save_for_backward(
+            low if ctx.self_gate else None, high if gated else None, gate_low, gate_high
+        )
+
+    @once_differentiable  # a second derivative is an error, never a silent None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        low, high, gate_low, gate_high = ctx.saved_tensors
+        d_low, d_high, d_gate_low, d_gate_high = backward_operator(
+            grad, low, high, gate_low, gate_high, *ctx.high_size, ctx.self_gate
+        )
+        if gate_low is None:
+            return grad, d_high, None, None
+        return (d_low if ctx.self_gate else grad), d_high, d_gate_low, d_gate_high
+
+    torch.library.register_fake(name, _fake)
+    torch.library.register_fake(f"{namespace}::gated_upsample_add_", _fake_in_place)
+    torch.library.register_fake(f"{namespace}::_gated_upsample_add_backward", _backward_fake)
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
+    forbid_gradients(name + "_")
+    register_autocast(name)
+    register_autocast(name + "_", in_place=True)
+
+
+def _fake_in_place(*args: Any, **kwargs: Any) -> None:
+    check_arguments(*args, **kwargs)
+
+
+_register("tinyops", torch.ops.tinyops._gated_upsample_add_backward)
