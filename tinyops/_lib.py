@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -51,7 +53,17 @@ def load(version: str, package_path: list[str]) -> bool:
     return True
 
 
-def _distributions():
+def require_triton() -> None:
+    """Triton stands in for the CUDA kernels where none were built."""
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError(
+            "tinyops: it was built without CUDA kernels, and Triton, which stands in for them with a "
+            "CUDA build of torch, is not installed; `pip install triton`, or install tinyops where "
+            "nvcc is"
+        )
+
+
+def _distributions() -> Iterable[importlib.metadata.Distribution]:
     return importlib.metadata.distributions(name="tinyops")
 
 

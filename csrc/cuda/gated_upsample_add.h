@@ -2,6 +2,8 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <type_traits>
+
 #include "../ops/gated_upsample_add.h"
 
 namespace tinyops::gated_upsample_add {
@@ -15,5 +17,15 @@ cudaError_t backward_cuda(const Problem& p, const BackwardArgs<T>& args, acc_t<T
                           cudaStream_t stream);
 template <typename T>
 int64_t backward_scratch(const Problem& p, const BackwardArgs<T>& args);
+
+// Calls f with the mode as a compile-time constant.
+template <typename F>
+cudaError_t for_mode(Mode mode, F&& f) {
+  switch (mode) {
+    case Mode::kPlain: return f(std::integral_constant<Mode, Mode::kPlain>{});
+    case Mode::kGated: return f(std::integral_constant<Mode, Mode::kGated>{});
+    default: return f(std::integral_constant<Mode, Mode::kSelfGated>{});
+  }
+}
 
 }  // namespace tinyops::gated_upsample_add

@@ -50,8 +50,10 @@ template <int N, typename T>
 __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
   *reinterpret_cast<Vec<T, N>*>(p) = v;
 }
-inline bool is_aligned(const void* p, size_t bytes = 16) {
-  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+// Whether vectors of 16 bytes may be read at every one of the addresses.
+template <typename... P>
+bool all_aligned(const P*... p) {
+  return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
 }
 
 template <typename A>

@@ -1,5 +1,8 @@
 """The public operators. Each is one call of `torch.ops.tinyops.<same name>`."""
 
+from importlib import import_module
+from types import ModuleType
+
 from tinyops.ops.gated_upsample_add import (
     gated_upsample_add,
     gated_upsample_add_,
@@ -7,3 +10,10 @@ from tinyops.ops.gated_upsample_add import (
 )
 
 __all__ = ["gated_upsample_add", "gated_upsample_add_", "gated_upsample_add_reference"]
+
+OPERATORS = ("gated_upsample_add",)  # a file of this name each
+
+
+def modules() -> list[ModuleType]:
+    """The module of every operator. Its function has the same name and hides it as an attribute."""
+    return [import_module(f"tinyops.ops.{name}") for name in OPERATORS]

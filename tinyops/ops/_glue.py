@@ -1,6 +1,7 @@
 """What every operator needs between its kernels and torch: layouts, checks, autocast, in place."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,19 @@ def shape_text(size: Sequence[int]) -> str:
     return f"[{', '.join(map(str, size))}]"
 
 
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory that two tensors span overlaps; views that interleave count as such."""
+
+    def span(x: Tensor) -> tuple[int, int]:
+        last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+    if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
+        return False
+    (a_begin, a_end), (b_begin, b_end) = span(a), span(b)
+    return a_begin < b_end and b_begin < a_end
+
+
 def register_autocast(name: str, *, in_place: bool = False) -> None:
     """Under autocast, run operator `name` in autocast's dtype, as a convolution would.
 
@@ -48,12 +62,37 @@ def register_autocast(name: str, *, in_place: bool = False) -> None:
                 return x if x.dtype == torch.float64 else x.to(dtype)
 
             with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
-                return _operator(name)(
+                return operator(name)(
                     *map(cast, args), **{k: cast(v) for k, v in kwargs.items()}
                 )
 
-        _operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
+        operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
         torch.library.impl(name, key)(kernel)
+
+
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    """Make a second derivative through `backward` an error, never a silent zero.
+
+    torch's decorator of this name notices it by the incoming gradient alone, and loses the part that
+    depends on the saved tensors.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor) -> Any:
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return results
+        present = [k for k, x in enumerate(results) if x is not None]
+        error = torch._C._functions.DelayedError(
+            b"tinyops: this operator can be differentiated once only", len(present)
+        )
+        tracked = error(*(results[k].detach().requires_grad_() for k in present))
+        tracked = tracked if isinstance(tracked, tuple) else (tracked,)
+        delayed = dict(zip(present, tracked, strict=True))
+        return tuple(delayed.get(k) for k in range(len(results)))
+
+    return run
 
 
 def forbid_gradients(name: str) -> None:
@@ -68,7 +107,7 @@ def forbid_gradients(name: str) -> None:
             f"{stem.rstrip('_')}",
         )
         with torch._C._AutoDispatchBelowAutograd():
-            return _operator(name)(*args, **kwargs)
+            return operator(name)(*args, **kwargs)
 
     torch.library.impl(name, "Autograd")(kernel)
 
@@ -77,6 +116,7 @@ def _keys(name: str) -> torch._C.DispatchKeySet:
     return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
 
 
-def _operator(name: str) -> torch._ops.OpOverload:
+def operator(name: str) -> torch._ops.OpOverload:
+    """The operator "namespace::name"."""
     namespace, _, stem = name.partition("::")
     return getattr(getattr(torch.ops, namespace), stem).default

@@ -1,11 +1,9 @@
 """Scale selection (SSPNet, eq. 2 and 3): the top-down step of a pyramid, gated by attention."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinyops.ops._glue import (
     FLOAT_DTYPES,
@@ -13,8 +11,11 @@ from tinyops.ops._glue import (
     dtype_text,
     forbid_gradients,
     layout_of,
+    once_differentiable,
+    operator,
     register_autocast,
     shape_text,
+    share_memory,
 )
 
 
@@ -37,7 +38,7 @@ def gated_upsample_add(
     `up` is nearest: row y of `low` reads row floor(y * h / H) of `high`, and columns likewise, in
     exact integers, so that odd sizes and any ratio are legal. `F.interpolate` computes the same
     index in float32 and reads a neighbour at a few positions of sizes that do not divide, such as
-    28 -> 49 pixels.
+    26 -> 44 pixels.
 
     Args:
         low: [N, C, H, W] features of the finer level; float32, float64, float16 or bfloat16.
@@ -161,6 +162,44 @@ def check_arguments(
             )
 
 
+def check_in_place(low: Tensor, *others: Tensor | None) -> None:
+    """What the in-place form asks for besides: low is dense and shares its memory with nobody."""
+    dense = low.is_contiguous() or low.is_contiguous(memory_format=torch.channels_last)
+    check(
+        dense,
+        "gated_upsample_add: low must be contiguous or channels_last to be written in place, got a "
+        f"view of {shape_text(low.shape)}",
+    )
+    for name, x in zip(("high", "gate_low", "gate_high"), others, strict=False):
+        check(
+            x is None or not share_memory(low, x),
+            f"gated_upsample_add: {name} must not share memory with low, which is written in place",
+        )
+
+
+def check_backward_arguments(
+    grad: Tensor,
+    low: Tensor | None,
+    high: Tensor | None,
+    gate_low: Tensor | None,
+    gate_high: Tensor | None,
+    high_height: int,
+    high_width: int,
+    self_gate: bool,
+) -> None:
+    """`check_arguments` for the tensors of the backward operator."""
+    stem = "gated_upsample_add: "
+    check((high is None) == (gate_low is None), f"{stem}the backward needs high with gates")
+    check((low is not None) == self_gate, f"{stem}the backward needs low with self_gate=True")
+    if low is not None:
+        check(low.shape == grad.shape, f"{stem}low must be {shape_text(grad.shape)}")
+    size = (*grad.shape[:2], high_height, high_width)
+    if high is not None:
+        check(tuple(high.shape) == size, f"{stem}high must be {shape_text(size)}")
+    like_high = grad.new_empty(1).expand(size) if high is None else high
+    check_arguments(grad, like_high, gate_low, gate_high, self_gate=self_gate)
+
+
 def _check_rank(name: str, x: Tensor) -> None:
     check(
         x.dim() == 4,
@@ -215,9 +254,10 @@ def _empty(like: Tensor, size: tuple[int, ...], layout: torch.memory_format) -> 
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
-def _register(namespace: str, backward_operator: Callable[..., Any]) -> None:
+def register(namespace: str) -> None:
     """Give the operators of `namespace` their fakes, gradients and autocast rules."""
     name = f"{namespace}::gated_upsample_add"
+    backward_operator = operator(f"{namespace}::_gated_upsample_add_backward")
 
     def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
         low, high, gate_low, gate_high = inputs
@@ -228,7 +268,7 @@ def _register(namespace: str, backward_operator: Callable[..., Any]) -> None:
             low if ctx.self_gate else None, high if gated else None, gate_low, gate_high
         )
 
-    @once_differentiable  # a second derivative is an error, never a silent None
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low, high, gate_low, gate_high = ctx.saved_tensors
         d_low, d_high, d_gate_low, d_gate_high = backward_operator(
@@ -251,4 +291,26 @@ def _fake_in_place(*args: Any, **kwargs: Any) -> None:
     check_arguments(*args, **kwargs)
 
 
-_register("tinyops", torch.ops.tinyops._gated_upsample_add_backward)
+def implement_by_triton(namespace: str, key: str) -> None:
+    """Make the Triton kernels the implementation of the operators of `namespace` for `key`."""
+    from tinyops._triton import gated_upsample_add as kernels
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        check_arguments(*args, **kwargs)
+        return kernels.gated_upsample_add(*args, **kwargs)
+
+    def forward_in_place(*args: Any, **kwargs: Any) -> None:
+        check_arguments(*args, **kwargs)
+        check_in_place(*args)
+        kernels.gated_upsample_add_(*args, **kwargs)
+
+    def backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        check_backward_arguments(*args)
+        return kernels._gated_upsample_add_backward(*args)
+
+    torch.library.impl(f"{namespace}::gated_upsample_add", key)(forward)
+    torch.library.impl(f"{namespace}::gated_upsample_add_", key)(forward_in_place)
+    torch.library.impl(f"{namespace}::_gated_upsample_add_backward", key)(backward)
+
+
+register("tinyops")

@@ -1,0 +1,3 @@
+from tinyops.cli import main
+
+raise SystemExit(main())
