@@ -51,7 +51,9 @@ def find_torch() -> Torch | None:
 def find_nvcc() -> str | None:
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates = [Path(home) / "bin/nvcc" for home in homes if home]
-    candidates += [Path(p) for p in [shutil.which("nvcc")] if p] + [Path("/usr/local/cuda/bin/nvcc")]
+    candidates += [Path(p) for p in [shutil.which("nvcc")] if p] + [
+        Path("/usr/local/cuda/bin/nvcc")
+    ]
     return next((str(path) for path in candidates if path.is_file()), None)
 
 
@@ -111,9 +113,7 @@ class CMakeBuild(build_ext):
             ["cmake", "-S", str(ROOT), "-B", str(tree), "-G", "Ninja", *definitions], check=True
         )
         jobs = os.environ.get("MAX_JOBS")
-        subprocess.run(
-            ["cmake", "--build", str(tree), *(["-j", jobs] if jobs else [])], check=True
-        )
+        subprocess.run(["cmake", "--build", str(tree), *(["-j", jobs] if jobs else [])], check=True)
 
 
 setup(

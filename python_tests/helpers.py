@@ -80,7 +80,7 @@ def assert_matches_reference(
 
 
 def assert_fake_has_real_strides(operator: Any, *args: Any, **options: Any) -> None:
-    """The fake kernel gives the sizes, strides and dtype of the real one (opcheck skips strides)."""
+    """The fake kernel gives sizes, strides and dtype of the real one; opcheck skips strides."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     real = operator(*args, **options)
@@ -93,7 +93,12 @@ def assert_fake_has_real_strides(operator: Any, *args: Any, **options: Any) -> N
         assert a.numel() == 0 or a.stride() == b.stride()
 
 
-OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+)
 
 
 def opcheck(operator: Any, args: Sequence[Any], options: dict[str, Any] | None = None) -> None:

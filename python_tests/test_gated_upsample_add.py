@@ -45,7 +45,7 @@ def check(backend, tensors, mode):
     )
 
 
-# ---- values ---------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
 def test_numbers_worked_out_by_hand(backend):
@@ -154,7 +154,7 @@ def test_not_finite_values_stay_where_they_are(backend, size):
     check(backend, tensors, "self")
 
 
-# ---- nearest --------------------------------------------------------------------------------------
+# ---- nearest -------------------------------------------------------------------------------------
 
 
 def test_plain_form_is_the_step_of_a_feature_pyramid(backend):
@@ -171,13 +171,16 @@ def test_index_is_exact_where_interpolate_rounds(backend):
     assert F.interpolate(high, size=(1, 44), mode="nearest").flatten().tolist() != exact
 
 
-# ---- layouts of the output ------------------------------------------------------------------------
+# ---- layouts of the output -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_fake_kernels_have_the_strides_of_the_real_ones(backend, mode):
     gated, self_gate = MODES[mode]
-    for low_layout, high_layout in itertools.product(helpers.LAYOUTS, repeat=2):
+    layouts = (
+        helpers.LAYOUTS[:3] if backend.name == "triton" else helpers.LAYOUTS
+    )  # slow: interpreted
+    for low_layout, high_layout in itertools.product(layouts, repeat=2):
         low, high, *gates = make(mode, c=4, dtype=torch.float32, device=backend.device)
         low, high = helpers.as_layout(low, low_layout), helpers.as_layout(high, high_layout)
         op = backend.ops.gated_upsample_add.default
@@ -198,7 +201,7 @@ def test_channels_last_stays_channels_last(backend):
     assert backend.ops.gated_upsample_add(low.contiguous(), high, *gates).is_contiguous()
 
 
-# ---- in place -------------------------------------------------------------------------------------
+# ---- in place ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -246,7 +249,7 @@ def test_in_place_refuses_views_and_shared_memory(backend):
         op(gates[0], high[:, :1], gates[0], gates[1])
 
 
-# ---- derivatives ----------------------------------------------------------------------------------
+# ---- derivatives ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -302,7 +305,7 @@ def test_opcheck(backend, mode):
         helpers.opcheck(backend.ops.gated_upsample_add_.default, tensors, options)
 
 
-# ---- empty ----------------------------------------------------------------------------------------
+# ---- empty ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -335,7 +338,7 @@ def test_empty_input_gives_empty_output_and_gradients(backend, layout, empty, mo
         backend.ops.gated_upsample_add_(*tensors, self_gate=MODES[mode][1])
 
 
-# ---- errors ---------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def bad_arguments():
@@ -395,11 +398,11 @@ def test_features_must_be_floating_point(backend, dtype):
 
 def test_device_mix_is_an_error():
     low, high, *gates = make()
-    with pytest.raises(RuntimeError, match="high must be on .* like low, got"):
+    with pytest.raises(RuntimeError, match=r"high must be on .* like low, got"):
         gated_upsample_add(low.to("meta"), high, *gates)
 
 
-# ---- with the rest of torch -----------------------------------------------------------------------
+# ---- with the rest of torch ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -475,9 +478,7 @@ def test_vmap_over_a_batch_of_batches(backend):
     ]
     batched = torch.vmap(backend.ops.gated_upsample_add)(*tensors)
     for k in range(3):
-        assert torch.equal(
-            batched[k], backend.ops.gated_upsample_add(*[x[k] for x in tensors])
-        )
+        assert torch.equal(batched[k], backend.ops.gated_upsample_add(*[x[k] for x in tensors]))
 
 
 def test_cuda_graph_replays(backend):
@@ -512,7 +513,7 @@ def test_more_than_two_to_the_31_elements(backend):
     helpers.assert_close(out[:, -1:], expected)
 
 
-# ---- the CPU kernels ------------------------------------------------------------------------------
+# ---- the CPU kernels -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -3,8 +3,10 @@
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable
+import json
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import torch
 
@@ -18,8 +20,7 @@ def library_directory() -> Path:
     They lie next to this file, or, when Python runs in a checkout whose sources shadow an installed
     tinyops, in the installed package.
     """
-    installed = [Path(str(d.locate_file("tinyops"))) for d in _distributions()]
-    for directory in [_HERE, *installed]:
+    for directory in [_HERE, *map(_installed_in, importlib.metadata.distributions(name="tinyops"))]:
         if (directory / "libtinyops_cpu.so").is_file():
             return directory
     raise ImportError(f"tinyops: libtinyops_cpu.so was not found in {_HERE}; {_HOW}")
@@ -38,7 +39,8 @@ def load(version: str, package_path: list[str]) -> bool:
         built = importlib.import_module("tinyops._eval").build_facts()["version"]
     except ImportError as error:
         raise ImportError(
-            f"tinyops: the module _eval in {directory} does not load in this Python ({error}); {_HOW}"
+            f"tinyops: the module _eval in {directory} does not load in this Python ({error}); "
+            f"{_HOW}"
         ) from None
     if built != version:
         raise ImportError(
@@ -57,14 +59,17 @@ def require_triton() -> None:
     """Triton stands in for the CUDA kernels where none were built."""
     if importlib.util.find_spec("triton") is None:
         raise ImportError(
-            "tinyops: it was built without CUDA kernels, and Triton, which stands in for them with a "
-            "CUDA build of torch, is not installed; `pip install triton`, or install tinyops where "
-            "nvcc is"
+            "tinyops: it was built without CUDA kernels, and Triton, which stands in for them with "
+            "a CUDA build of torch, is not installed; `pip install triton`, or install tinyops "
+            "where nvcc is"
         )
 
 
-def _distributions() -> Iterable[importlib.metadata.Distribution]:
-    return importlib.metadata.distributions(name="tinyops")
+def _installed_in(distribution: importlib.metadata.Distribution) -> Path:
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        return Path(url2pathname(urlparse(origin["url"]).path)) / "tinyops"
+    return Path(str(distribution.locate_file("tinyops")))
 
 
 def _load(path: Path) -> None:

@@ -11,7 +11,7 @@ Loops are `while`: under numpy 2.4, Triton 3.6's interpreter wants Python number
 # mypy: allow-untyped-defs
 # ruff: noqa: N803, N806 -- sizes are named as in [N, C, H, W], constexprs in capitals
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -293,7 +293,7 @@ def _is_nhwc(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _dense(x: Tensor | None, nhwc: bool) -> Tensor | None:
+def _dense(x: Any, nhwc: bool) -> Any:
     layout = torch.channels_last if nhwc else torch.contiguous_format
     return None if x is None else x.contiguous(memory_format=layout)
 
@@ -330,7 +330,7 @@ def plan_forward(
 def plan_backward(
     grad: Tensor, low: Tensor | None, high: Tensor | None, gate_low: Tensor | None,
     gate_high: Tensor | None, h: int, w: int, self_gate: bool,
-) -> tuple[tuple[Tensor, ...], list[Launch]]:  # fmt: skip
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:  # fmt: skip
     """The results (d_low, d_high, d_gate_low, d_gate_high), and the launches that fill them."""
     gated = gate_low is not None
     nhwc = _is_nhwc(grad if grad.is_contiguous() or _is_nhwc(grad) or high is None else high)
@@ -341,7 +341,9 @@ def plan_backward(
     d_gate_high = _empty(grad, N, 1, h, w) if gated else _empty(grad, 0)
     results = d_low, d_high, d_gate_low, d_gate_high
     if grad.numel() == 0:
-        return tuple(result.zero_() for result in results), []
+        for result in results:
+            result.zero_()
+        return results, []
     grad, low, high = _dense(grad, nhwc), _dense(low, nhwc), _dense(high, nhwc)
     gate_low, gate_high = _dense(gate_low, False), _dense(gate_high, False)
 
@@ -374,7 +376,6 @@ def gated_upsample_add(
     low: Tensor, high: Tensor, gate_low: Tensor | None = None, gate_high: Tensor | None = None, *,
     self_gate: bool = False,
 ) -> Tensor:  # fmt: skip
-    # CHECKS: the shared argument checks of gated_upsample_add go here.
     out = _empty(low, *low.shape, nhwc=_is_nhwc(low))
     _run(low, plan_forward(low, high, gate_low, gate_high, self_gate, out))
     return out
@@ -384,7 +385,6 @@ def gated_upsample_add_(
     low: Tensor, high: Tensor, gate_low: Tensor | None = None, gate_high: Tensor | None = None, *,
     self_gate: bool = False,
 ) -> None:  # fmt: skip
-    # CHECKS: the same, and low is contiguous or channels_last.
     _run(low, plan_forward(low, high, gate_low, gate_high, self_gate, low))
 
 
@@ -392,7 +392,6 @@ def _gated_upsample_add_backward(
     grad: Tensor, low: Tensor | None, high: Tensor | None, gate_low: Tensor | None,
     gate_high: Tensor | None, high_height: int, high_width: int, self_gate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    # CHECKS: the argument checks of the backward go here.
     results, launches = plan_backward(
         grad, low, high, gate_low, gate_high, high_height, high_width, self_gate
     )

@@ -62,9 +62,7 @@ def register_autocast(name: str, *, in_place: bool = False) -> None:
                 return x if x.dtype == torch.float64 else x.to(dtype)
 
             with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
-                return operator(name)(
-                    *map(cast, args), **{k: cast(v) for k, v in kwargs.items()}
-                )
+                return operator(name)(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
 
         operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
         torch.library.impl(name, key)(kernel)
@@ -73,8 +71,8 @@ def register_autocast(name: str, *, in_place: bool = False) -> None:
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     """Make a second derivative through `backward` an error, never a silent zero.
 
-    torch's decorator of this name notices it by the incoming gradient alone, and loses the part that
-    depends on the saved tensors.
+    torch's decorator of this name notices it by the incoming gradient alone, and loses the part
+    that depends on the saved tensors.
     """
 
     @functools.wraps(backward)

@@ -54,9 +54,7 @@ def gated_upsample_add(
     Raises:
         RuntimeError: for a wrong rank, size, dtype or device, or one gate alone.
     """
-    return torch.ops.tinyops.gated_upsample_add(
-        low, high, gate_low, gate_high, self_gate=self_gate
-    )
+    return torch.ops.tinyops.gated_upsample_add(low, high, gate_low, gate_high, self_gate=self_gate)
 
 
 def gated_upsample_add_(

@@ -1,0 +1,83 @@
+"""The CPU kernels in every instruction set: the same results, exactly rounded."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tinyops.ops import gated_upsample_add
+
+CAPABILITIES = ("default", "avx2", "avx512")
+
+# Prints the outputs of one run. torch.rand and not randn, whose bits depend on the capability.
+PROGRAM = """
+import torch, tinyops
+from tinyops._eval import build_facts
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for size in ((4, 40), (4, 27)):
+            low = (torch.rand(1, 37, *size) - 0.5).to(dtype).to(memory_format=layout)
+            high = (torch.rand(1, 37, 2, size[1] // 2) - 0.5).to(dtype)
+            gates = [torch.rand(1, 1, *x.shape[2:]).to(dtype) for x in (low, high)]
+            out = tinyops.ops.gated_upsample_add(low, high, *gates, self_gate=True)
+            print(out.double().flatten().tolist())
+print(build_facts()["cpu_instruction_set_in_use"])
+"""
+
+
+def run(capability, program=PROGRAM):
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, used = done.stdout.splitlines()
+    return lines, used
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    (expected, used), *others = [run(capability) for capability in CAPABILITIES]
+    assert used == "baseline"
+    for lines, _ in others:
+        assert lines == expected
+
+
+# Every float16 and bfloat16 as low, and sums whose rounding is hard: exact ties and neighbours.
+ROUNDING = """
+import torch, tinyops
+for dtype in (torch.float16, torch.bfloat16):
+    every = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every[every.isfinite()]
+    for partner in (0.0, 1.0, 2.0**-9, 3 * 2.0**-12, 2.0**-24, -1.5, 448.0):
+        for width in (16, 7):
+            low = every[: len(every) // width * width].view(1, 1, -1, width)
+            high = torch.full((1, 1, 1, 1), partner, dtype=dtype)
+            out = tinyops.ops.gated_upsample_add(low, high)
+            expected = (low.float() + high.float()).to(dtype)
+            assert torch.equal(out, expected), (dtype, partner, width)
+    low = torch.tensor([float("nan"), float("inf"), -float("inf")] * 16, dtype=dtype)
+    zero = torch.zeros(1, 1, 1, 1, dtype=dtype)
+    out = tinyops.ops.gated_upsample_add(low.view(1, 1, 1, -1), zero)
+    assert torch.equal(out.flatten().isnan(), low.isnan())
+    assert torch.equal(out.flatten().isposinf(), low.isposinf())
+print("done")
+"""
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_sixteen_bit_floats_are_widened_and_rounded_exactly(capability):
+    assert run(capability, ROUNDING) == ([], "done")
+
+
+def test_concurrent_calls_do_not_disturb_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    low, high = torch.randn(2, 16, 32, 40), torch.randn(2, 16, 16, 20)
+    gates = torch.rand(2, 1, 32, 40), torch.rand(2, 1, 16, 20)
+    expected = gated_upsample_add(low, high, *gates)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: gated_upsample_add(low, high, *gates), range(64)))
+    assert all(torch.equal(out, expected) for out in results)
