@@ -54,7 +54,7 @@ def read_cubin(path: Path) -> list[Kernel]:
             if opcode in ("STL", "LDL"):
                 offences[name].append(opcode)
             elif opcode == "CALL" and not ALLOWED_CALL.search(operands):
-                offences[name].append(f"CALL{operands.partition(';')[0].rstrip()}")
+                offences[name].append(f"CALL {operands.split()[0]}")
     missing = [name for name in usage if not instructions[name]]
     if missing:
         sys.exit(f"nvdisasm showed no instructions of {missing}")

@@ -21,6 +21,7 @@ mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 rm -f "$out"/{summary.txt,{build,tests,sanitizer,bench}.log,bench_cuda.{json,md},bench_triton.json}
 work=$(mktemp -d) && cd "$work" || exit 2 # not in the checkout, whose sources would be imported
 trap 'rm -rf "$work"' EXIT
+PATH=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH:/usr/local/cuda/bin # its cmake
 export XDG_CACHE_HOME=$work/cache TRITON_CACHE_DIR=$work/cache/triton PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET
 SECONDS=0
@@ -75,17 +76,20 @@ print(tinyops.__file__, _eval.build_facts()); assert tinyops.has_cuda_kernels ==
 }
 
 tests() { # tests 0|1; tests that were all skipped are a failure
+  [[ -d install_$1/tinyops ]] || exit 1 # else another tinyops might be found
   PYTHONPATH=$work/install_$1 "$python" -m pytest "$root/python_tests" --rootdir "$root" \
     -c "$root/pyproject.toml" -p no:cacheprovider -q -k "$gpu_tests" --durations=10 |
     tee /dev/stderr | grep -E '[1-9][0-9]* passed'
 }
 
 sanitize() { # sanitize TOOL
+  [[ -d install_1/tinyops ]] || exit 1
   PYTHONPATH=$work/install_1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" \
     --error-exitcode 9 "$python" "$root/benchmarks/sanitize.py"
 }
 
 bench() { # bench 0|1 OPTIONS...
+  [[ -d install_$1/tinyops ]] || exit 1
   PYTHONPATH=$work/install_$1 "$python" "$root/benchmarks/bench.py" gated_upsample_add \
     --device cuda --quick "${@:2}"
 }

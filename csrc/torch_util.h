@@ -34,24 +34,30 @@ void check(bool condition, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_text(const Tensor& t) {
-  std::ostringstream s;
-  s << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) s << (d ? ", " : "") << t.size(d);
-  s << ']';
-  return s.str();
+// Formatted only when a message is written, so that a check that holds costs nothing.
+struct ShapeText {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& s, const ShapeText& shape) {
+    s << '[';
+    for (int64_t d = 0; d < shape.tensor.dim(); ++d) s << (d ? ", " : "") << shape.tensor.size(d);
+    return s << ']';
+  }
+};
+inline ShapeText shape_text(const Tensor& t) {
+  return {t};
 }
 
-inline std::string device_text(const Tensor& t) {
-  const auto device = t.device();
-  std::ostringstream s;
-  if (device.is_cpu())
-    s << "cpu";
-  else if (device.is_cuda())
-    s << "cuda:" << device.index();
-  else
-    s << "device type " << static_cast<int>(device.type()) << ':' << device.index();
-  return s.str();
+struct DeviceText {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& s, const DeviceText& text) {
+    const auto device = text.tensor.device();
+    if (device.is_cpu()) return s << "cpu";
+    if (device.is_cuda()) return s << "cuda:" << device.index();
+    return s << "device type " << static_cast<int>(device.type()) << ':' << device.index();
+  }
+};
+inline DeviceText device_text(const Tensor& t) {
+  return {t};
 }
 
 // torch spells dtypes in lower case; ScalarType does not.

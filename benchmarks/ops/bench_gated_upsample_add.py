@@ -111,14 +111,10 @@ def _peer(function: Any, mode: str) -> Peer:
         leaves = [x.requires_grad_() for x in tensors if x is not None]
 
         def forward_backward() -> tuple[Tensor | None, ...]:
+            # Not backward() into .grad: it would clone the gradient of low for every peer alike,
+            # which a network, where low is an activation, does not do.
             out = function(*leaves)
-            # low is a leaf here, whose gradient torch clones: a cost the same to all peers
-            # that a network, where low is an activation, does not have.
-            out.backward(grad)
-            results = out.detach(), *(x.grad for x in leaves)
-            for x in leaves:
-                x.grad = None
-            return results
+            return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
         if mode == "forward_backward":
             return forward_backward

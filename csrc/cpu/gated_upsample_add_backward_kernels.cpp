@@ -84,7 +84,7 @@ void backward_double(const Problem& p, const Rows& r, const BackwardArgs<T>& a, 
   }
 }
 
-template <Mode kMode, bool kStream, typename T, typename A>
+template <Mode kMode, typename T, typename A>
 void backward_any(const Problem& p, const Rows& r, const BackwardArgs<T>& a, int64_t plane,
                   const T* gate_low, const A* gates, A* product, A* own, A* line, A* up, A* sums) {
   const int64_t width = p.x.out;
@@ -103,8 +103,7 @@ void backward_any(const Problem& p, const Rows& r, const BackwardArgs<T>& a, int
         if constexpr (kMode == Mode::kSelfGated) {
           A* to_own = own + local + x;
           lanes.store(to_own, lanes.load(to_own) + g * lanes.load(a.low + at + x));
-          lanes.template store<kStream>(a.d_low + at + x,
-                                        g * (lanes.load(gate_low + row + x) + A(1)));
+          lanes.store(a.d_low + at + x, g * (lanes.load(gate_low + row + x) + A(1)));
         }
       });
     }
@@ -136,11 +135,11 @@ void backward_nchw(const Problem& p, const Blocks& blocks, const BackwardArgs<T>
       const int64_t plane = image * p.channels + c;
       const bool whole_group = p.x.doubles() && c + kWidth <= p.channels;
       if (!p.x.doubles())
-        backward_any<kMode, kStream>(p, r, a, plane, gate_low, gates, product, own, line, up, sums);
+        backward_any<kMode>(p, r, a, plane, gate_low, gates, product, own, line, up, sums);
       else if (whole_group)
         backward_double<kMode, kStream, kWidth>(p, r, a, plane, gate_low, gates, product, own);
       else
-        backward_double<kMode, kStream, 1>(p, r, a, plane, gate_low, gates, product, own);
+        backward_double<kMode, false, 1>(p, r, a, plane, gate_low, gates, product, own);
       c += whole_group ? kWidth : 1;
     }
 

@@ -46,7 +46,7 @@ void forward_double(const Problem& p, const Rows& r, const T* low, const T* high
   }
 }
 
-template <Mode kMode, bool kStream, typename T, typename A>
+template <Mode kMode, typename T, typename A>
 void forward_any(const Problem& p, const Rows& r, const T* low, const T* high, const A* gates,
                  const T* gate_low, T* out, A* line, A* up) {
   const int64_t width = p.x.out;
@@ -57,15 +57,15 @@ void forward_any(const Problem& p, const Rows& r, const T* low, const T* high, c
     last = i;
     const int64_t row = y * width;
     for_lanes<A>(width, [&](auto lanes, int64_t x) {
-      forward_point<kMode, kStream>(lanes, x, low + row, lanes.load(up + x), gates, gate_low + row,
-                                    out + row);
+      forward_point<kMode, false>(lanes, x, low + row, lanes.load(up + x), gates, gate_low + row,
+                                  out + row);
     });
   }
 }
 
-template <Mode kMode, bool kStream, typename T>
-void forward_nchw(const Problem& p, const Blocks& blocks, const ForwardArgs<T>& a, int64_t begin,
-                  int64_t end, acc_t<T>* scratch) {
+template <Mode kMode, typename T>
+void forward_nchw(const Problem& p, const Blocks& blocks, const ForwardArgs<T>& a, bool stream,
+                  int64_t begin, int64_t end, acc_t<T>* scratch) {
   using A = acc_t<T>;
   A *line = scratch, *up = line + whole_lines<A>(p.x.in), *gates = up + whole_lines<A>(p.x.out);
   int64_t gates_of = -1;
@@ -82,11 +82,13 @@ void forward_nchw(const Problem& p, const Blocks& blocks, const ForwardArgs<T>& 
     T* out = a.out + plane * p.low_plane();
     const bool whole_group = unit + kGroup <= end && c + kGroup <= p.channels;
     if (!p.x.doubles())
-      forward_any<kMode, kStream>(p, r, low, high, gates, gate_low, out, line, up);
-    else if (whole_group)
-      forward_double<kMode, kStream, kGroup>(p, r, low, high, gates, gate_low, out);
+      forward_any<kMode>(p, r, low, high, gates, gate_low, out, line, up);
+    else if (!whole_group)
+      forward_double<kMode, false, 1>(p, r, low, high, gates, gate_low, out);
+    else if (stream)
+      forward_double<kMode, true, kGroup>(p, r, low, high, gates, gate_low, out);
     else
-      forward_double<kMode, kStream, 1>(p, r, low, high, gates, gate_low, out);
+      forward_double<kMode, false, kGroup>(p, r, low, high, gates, gate_low, out);
     unit += p.x.doubles() && whole_group ? kGroup : 1;
   }
 }
@@ -117,25 +119,16 @@ void forward_nhwc(const Problem& p, const ForwardArgs<T>& a, int64_t begin, int6
   }
 }
 
-template <Mode kMode, bool kStream, typename T>
-void forward_mode(const Problem& p, const Blocks& blocks, const ForwardArgs<T>& args, int64_t begin,
-                  int64_t end, acc_t<T>* scratch) {
-  if (p.channels_last)
-    forward_nhwc<kMode, kStream>(p, args, begin, end);
+template <Mode kMode, typename T>
+void forward_mode(const Problem& p, const Blocks& blocks, const ForwardArgs<T>& args, bool stream,
+                  int64_t begin, int64_t end, acc_t<T>* scratch) {
+  if (!p.channels_last)
+    forward_nchw<kMode>(p, blocks, args, stream, begin, end, scratch);
+  else if (stream)
+    forward_nhwc<kMode, true>(p, args, begin, end);
   else
-    forward_nchw<kMode, kStream>(p, blocks, args, begin, end, scratch);
-}
-template <bool kStream, typename T>
-void forward_modes(const Problem& p, const Blocks& blocks, const ForwardArgs<T>& args,
-                   int64_t begin, int64_t end, acc_t<T>* scratch) {
-  switch (p.mode) {
-    case Mode::kPlain:
-      return forward_mode<Mode::kPlain, kStream>(p, blocks, args, begin, end, scratch);
-    case Mode::kGated:
-      return forward_mode<Mode::kGated, kStream>(p, blocks, args, begin, end, scratch);
-    case Mode::kSelfGated:
-      return forward_mode<Mode::kSelfGated, kStream>(p, blocks, args, begin, end, scratch);
-  }
+    forward_nhwc<kMode, false>(p, args, begin, end);
+  if (stream) stream_fence();
 }
 
 }  // namespace
@@ -143,11 +136,14 @@ void forward_modes(const Problem& p, const Blocks& blocks, const ForwardArgs<T>&
 template <Isa isa, typename T>
 void forward(const Problem& p, const Blocks& blocks, const ForwardArgs<T>& args, bool stream,
              int64_t begin, int64_t end, acc_t<T>* scratch) {
-  if (stream && can_stream(p, args.out)) {
-    forward_modes<true>(p, blocks, args, begin, end, scratch);
-    stream_fence();
-  } else {
-    forward_modes<false>(p, blocks, args, begin, end, scratch);
+  stream = stream && can_stream(p, args.out);
+  switch (p.mode) {
+    case Mode::kPlain:
+      return forward_mode<Mode::kPlain>(p, blocks, args, stream, begin, end, scratch);
+    case Mode::kGated:
+      return forward_mode<Mode::kGated>(p, blocks, args, stream, begin, end, scratch);
+    case Mode::kSelfGated:
+      return forward_mode<Mode::kSelfGated>(p, blocks, args, stream, begin, end, scratch);
   }
 }
 
