@@ -289,6 +289,7 @@ __global__ void __launch_bounds__(kThreads, kResident ? 3 : 2)
               for (int k = 0; k < kChunks; ++k)
                 if (lane * V + k * step < channels) add(lane * V + k * step, sum[k]);
             } else {
+#pragma unroll 2
               for (int c = lane * V; c < channels; c += step) add(c, sum[0]);
             }
             if constexpr (kGated) {
@@ -315,7 +316,9 @@ __global__ void __launch_bounds__(kThreads, kResident ? 3 : 2)
         } else {
           for (int c = lane * V; c < channels; c += step) {
             A again[V] = {};
+#pragma unroll 1
             for (int y = p.y.first(i); y < p.y.first(i + 1); ++y) {
+#pragma unroll 2
               for (int x = p.x.first(j); x < p.x.first(j + 1); ++x) {
                 const int64_t pixel = (n * p.y.out + y) * p.x.out + x;
                 const A gate_low = kGated ? widen(a.gate_low[pixel]) : A(1);

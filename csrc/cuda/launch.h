@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../common.h"
@@ -34,9 +35,29 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t str
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
-// N elements that move in one access.
+// N elements that move in one access, by way of a type that is one access. A plain assignment of
+// such a type is taken apart and stored element by element; the intrinsic is not.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<4> {
+  using type = unsigned int;
+};
+template <>
+struct Word<2> {
+  using type = unsigned short;
+};
+
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Vec {
+struct Vec {
   T v[N];
 };
 template <typename T>
@@ -44,11 +65,18 @@ constexpr int kVec16 = 16 / static_cast<int>(sizeof(T));
 
 template <int N, typename T>
 __device__ __forceinline__ Vec<T, N> load(const T* p) {
-  return *reinterpret_cast<const Vec<T, N>*>(p);
+  using W = typename Word<N * sizeof(T)>::type;
+  const W word = *reinterpret_cast<const W*>(p);
+  Vec<T, N> v;
+  memcpy(&v, &word, sizeof(v));
+  return v;
 }
 template <int N, typename T>
 __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
-  *reinterpret_cast<Vec<T, N>*>(p) = v;
+  using W = typename Word<N * sizeof(T)>::type;
+  W word;
+  memcpy(&word, &v, sizeof(v));
+  __stwb(reinterpret_cast<W*>(p), word);
 }
 // Whether vectors of 16 bytes may be read at every one of the addresses.
 template <typename... P>

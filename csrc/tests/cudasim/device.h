@@ -28,11 +28,15 @@ T* dynamic_shared() {
 
 }  // namespace cudasim
 
-inline void __syncthreads() { cudasim::executor.sync_block(false); }
+inline void __syncthreads() {
+  cudasim::executor.sync_block(false);
+}
 inline int __syncthreads_count(int predicate) {
   return static_cast<int>(cudasim::executor.sync_block(predicate != 0).second);
 }
-inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) != 0; }
+inline int __syncthreads_or(int predicate) {
+  return __syncthreads_count(predicate) != 0;
+}
 inline int __syncthreads_and(int predicate) {
   const auto [came, agreed] = cudasim::executor.sync_block(predicate != 0);
   return came == agreed;
@@ -53,7 +57,9 @@ inline int __all_sync(unsigned mask, int predicate) {
 }
 // CUDA promises nothing about which lanes are together. Alone is a right answer, and the one that
 // finds code relying on more.
-inline unsigned __activemask() { return 1u << cudasim::executor.lane(); }
+inline unsigned __activemask() {
+  return 1u << cudasim::executor.lane();
+}
 
 namespace cudasim {
 
@@ -160,13 +166,17 @@ T atomicAnd(T* p, cudasim::Value<T> v) {
 // ---- Arithmetic ----------------------------------------------------------------------------
 
 // Exactly CUDA's overloads: min(int, int64_t) is ambiguous there, so it has to be here.
-#define CUDASIM_MIN_MAX(A, B, R)                                  \
-  inline R min(A a, B b) { return std::min<R>(a, b); }            \
-  inline R max(A a, B b) { return std::max<R>(a, b); }
-#define CUDASIM_MIN_MAX_MIXED(S, U)                               \
-  CUDASIM_MIN_MAX(S, S, S)                                        \
-  CUDASIM_MIN_MAX(U, U, U)                                        \
-  CUDASIM_MIN_MAX(S, U, U)                                        \
+#define CUDASIM_MIN_MAX(A, B, R) \
+  inline R min(A a, B b) {       \
+    return std::min<R>(a, b);    \
+  }                              \
+  inline R max(A a, B b) {       \
+    return std::max<R>(a, b);    \
+  }
+#define CUDASIM_MIN_MAX_MIXED(S, U) \
+  CUDASIM_MIN_MAX(S, S, S)          \
+  CUDASIM_MIN_MAX(U, U, U)          \
+  CUDASIM_MIN_MAX(S, U, U)          \
   CUDASIM_MIN_MAX(U, S, U)
 CUDASIM_MIN_MAX_MIXED(int, unsigned)
 CUDASIM_MIN_MAX_MIXED(long, unsigned long)
@@ -174,26 +184,58 @@ CUDASIM_MIN_MAX_MIXED(long long, unsigned long long)
 #undef CUDASIM_MIN_MAX_MIXED
 #undef CUDASIM_MIN_MAX
 // Of a number and a NaN, the number.
-inline float min(float a, float b) { return fminf(a, b); }
-inline float max(float a, float b) { return fmaxf(a, b); }
-inline double min(double a, double b) { return fmin(a, b); }
-inline double max(double a, double b) { return fmax(a, b); }
-inline double min(float a, double b) { return fmin(a, b); }
-inline double max(float a, double b) { return fmax(a, b); }
-inline double min(double a, float b) { return fmin(a, b); }
-inline double max(double a, float b) { return fmax(a, b); }
+inline float min(float a, float b) {
+  return fminf(a, b);
+}
+inline float max(float a, float b) {
+  return fmaxf(a, b);
+}
+inline double min(double a, double b) {
+  return fmin(a, b);
+}
+inline double max(double a, double b) {
+  return fmax(a, b);
+}
+inline double min(float a, double b) {
+  return fmin(a, b);
+}
+inline double max(float a, double b) {
+  return fmax(a, b);
+}
+inline double min(double a, float b) {
+  return fmin(a, b);
+}
+inline double max(double a, float b) {
+  return fmax(a, b);
+}
 
 template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
+template <typename T>
+void __stwb(T* p, T v) {
+  *p = v;
+}
 
-inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __popcll(unsigned long long x) { return std::popcount(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline int __clzll(long long x) { return std::countl_zero(static_cast<unsigned long long>(x)); }
-inline int __ffs(int x) { return __builtin_ffs(x); }  // 1 for bit 0, 0 if there is none
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline int __popc(unsigned x) {
+  return std::popcount(x);
+}
+inline int __popcll(unsigned long long x) {
+  return std::popcount(x);
+}
+inline int __clz(int x) {
+  return std::countl_zero(static_cast<unsigned>(x));
+}
+inline int __clzll(long long x) {
+  return std::countl_zero(static_cast<unsigned long long>(x));
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}  // 1 for bit 0, 0 if there is none
+inline int __ffsll(long long x) {
+  return __builtin_ffsll(x);
+}
 constexpr unsigned __brev(unsigned x) {
   unsigned reversed = 0;
   for (int i = 0; i < 32; ++i) reversed |= (x >> i & 1) << (31 - i);
@@ -210,16 +252,40 @@ inline long long __mul64hi(long long a, long long b) {
   return static_cast<long long>((static_cast<__int128>(a) * b) >> 64);
 }
 
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
-inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
+inline int __float_as_int(float x) {
+  return std::bit_cast<int>(x);
+}
+inline float __int_as_float(int x) {
+  return std::bit_cast<float>(x);
+}
+inline unsigned __float_as_uint(float x) {
+  return std::bit_cast<unsigned>(x);
+}
+inline float __uint_as_float(unsigned x) {
+  return std::bit_cast<float>(x);
+}
+inline long long __double_as_longlong(double x) {
+  return std::bit_cast<long long>(x);
+}
+inline double __longlong_as_double(long long x) {
+  return std::bit_cast<double>(x);
+}
 
-inline float rsqrtf(float x) { return 1 / sqrtf(x); }
-inline double rsqrt(double x) { return 1 / sqrt(x); }
-inline float __expf(float x) { return expf(x); }
-inline float __logf(float x) { return logf(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __saturatef(float x) { return fminf(fmaxf(x, 0), 1); }  // NaN becomes 0
+inline float rsqrtf(float x) {
+  return 1 / sqrtf(x);
+}
+inline double rsqrt(double x) {
+  return 1 / sqrt(x);
+}
+inline float __expf(float x) {
+  return expf(x);
+}
+inline float __logf(float x) {
+  return logf(x);
+}
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
+inline float __saturatef(float x) {
+  return fminf(fmaxf(x, 0), 1);
+}  // NaN becomes 0
