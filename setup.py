@@ -108,6 +108,8 @@ class CMakeBuild(build_ext):
         }
         if cuda:
             options["CMAKE_CUDA_COMPILER"] = find_nvcc()
+        else:  # left by an earlier build
+            (out / "libtinyops_cuda.so").unlink(missing_ok=True)
         definitions = [f"-D{key}={value}" for key, value in options.items()]
         subprocess.run(
             ["cmake", "-S", str(ROOT), "-B", str(tree), "-G", "Ninja", *definitions], check=True

@@ -14,9 +14,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-# Subroutines that a kernel may call: float32 leaves the fast path of `/` and sqrt for subnormals
-# only, and float64 has no other way. Anything else, such as __cuda_sm20_div_s64, is an offence.
-ALLOWED_CALL = re.compile(r"f32_slowpath|_f64|internal_accurate_pow")
+# What a kernel may call: labels of its own (on sm_80 a CALL also leaves a divergent loop), warp
+# collectives in divergent code, the path of float32 `/` and sqrt for subnormals, and float64 maths,
+# which has no other way. Anything else, such as __cuda_sm20_div_s64, is an offence.
+ALLOWED_CALL = re.compile(
+    r"`\(\.L_x_\d+\)"
+    r"|\$__cuda_sm\w\w_(\w+sync\w*|\w+_f32_slowpath|\w+_f64\w*|dblrcp\w+)\)"
+    r"|\$__internal_accurate_pow\)"
+)
 
 
 class Kernel(NamedTuple):

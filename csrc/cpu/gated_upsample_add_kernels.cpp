@@ -38,7 +38,7 @@ void forward_double(const Problem& p, const Rows& r, const T* low, const T* high
       for (int k = 0; k < kChannels; ++k) {
         const int64_t at = row + k * low_plane;
         const A v = widen(high[source_row + k * high_plane + j]);
-        for (const int64_t x : {2 * j, 2 * j + 1})
+        for (int64_t x = 2 * j; x < 2 * j + 2; ++x)
           forward_point<kMode, kStream>(Single<A>{}, x, low + at, v, gates, gate_low + row,
                                         out + at);
       }

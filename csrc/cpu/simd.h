@@ -117,6 +117,30 @@ inline half_t narrow<half_t>(float x) {
 
 // ---- one vector -------------------------------------------------------------------------------
 
+// 16 to 32 bits and back; the upper halves are zero. GCC 12 makes several shuffles of a conversion
+// that the instruction set has in one or two.
+inline U32 zero_extend(U16 v) {
+#if TINYOPS_ISA == 2
+  return bits<U32>(_mm512_cvtepu16_epi32(bits<__m256i>(v)));
+#elif TINYOPS_ISA == 1
+  return bits<U32>(_mm256_cvtepu16_epi32(bits<__m128i>(v)));
+#else
+  return __builtin_convertvector(v, U32);
+#endif
+}
+inline U16 low_halves(U32 v) {
+#if TINYOPS_ISA == 2
+  return bits<U16>(_mm512_cvtepi32_epi16(bits<__m512i>(v)));
+#elif TINYOPS_ISA == 1
+  // Packs inside each 128-bit half, then brings the two quarters that count together.
+  const __m256i x = bits<__m256i>(v);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0x08);
+  return bits<U16>(_mm256_castsi256_si128(packed));
+#else
+  return __builtin_convertvector(v, U16);
+#endif
+}
+
 inline Vector<float> widen_vector(const float* p) {
   return read<Vector<float>>(p);
 }
@@ -124,7 +148,7 @@ inline Vector<double> widen_vector(const double* p) {
   return read<Vector<double>>(p);
 }
 inline Vector<float> widen_vector(const bfloat16_t* p) {
-  return bits<Vector<float>>(__builtin_convertvector(read<U16>(p), U32) << 16);
+  return bits<Vector<float>>(zero_extend(read<U16>(p)) << 16);
 }
 inline Vector<float> widen_vector(const half_t* p) {
 #if TINYOPS_ISA == 2
@@ -149,7 +173,7 @@ inline Vector<double> narrow_vector(Vector<double> v, double*) {
 inline U16 narrow_vector(Vector<float> v, bfloat16_t*) {
   const U32 u = bits<U32>(v), even = u + 0x7fffu + ((u >> 16) & 1u);
   const I32 is_nan = v != v;
-  return __builtin_convertvector((is_nan ? u | 0x400000u : even) >> 16, U16);
+  return low_halves((is_nan ? u | 0x400000u : even) >> 16);
 }
 inline U16 narrow_vector(Vector<float> v, half_t* p) {
 #if TINYOPS_ISA == 2

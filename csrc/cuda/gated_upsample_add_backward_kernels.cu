@@ -254,10 +254,12 @@ __global__ void __launch_bounds__(kThreads, kResident ? 3 : 2)
   constexpr bool kGated = kMode != Mode::kPlain, kSelf = kMode == Mode::kSelfGated;
   const int lane = static_cast<int>(threadIdx.x), step = kWarp * V;
   const int channels = static_cast<int>(p.channels);
+  // By way of a shuffle, so that the compiler knows it to be the same in the whole warp.
+  const unsigned warp = __shfl_sync(0xffffffffu, threadIdx.y, 0);
   for (int64_t n = blockIdx.z; n < p.images; n += gridDim.z) {
     for (int i = static_cast<int>(blockIdx.y); i < p.y.in; i += static_cast<int>(gridDim.y)) {
-      for (unsigned column = blockIdx.x * kWarps + threadIdx.y;
-           column < static_cast<unsigned>(p.x.in); column += gridDim.x * kWarps) {
+      for (unsigned column = blockIdx.x * kWarps + warp; column < static_cast<unsigned>(p.x.in);
+           column += gridDim.x * kWarps) {
         const int j = static_cast<int>(column);
         const int64_t source = (n * p.y.in + i) * p.x.in + j;
         const A gate_high = kGated ? widen(a.gate_high[source]) : A(1);

@@ -30,7 +30,9 @@ int main() {
       for (int64_t k = 0; k <= 130; ++k) check_axis(out, in, k % out, k % (in + 1));
 
   std::mt19937_64 random(1);
-  const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+  const auto below = [&](int64_t n) {
+    return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
+  };
   constexpr int64_t kMost = (int64_t{1} << 31) - 1;
   for (int k = 0; k < 2'000'000; ++k) {
     const int64_t out = 1 + below(k % 2 ? kMost : 5000), in = 1 + below(k % 3 ? kMost : 5000);
@@ -41,7 +43,8 @@ int main() {
   }
   for (const int64_t size : {int64_t{0}, int64_t{7}}) {
     const tinyops::NearestAxis empty(0, size);
-    expect(empty.first(0) == 0 && empty.first(static_cast<int32_t>(size)) == 0, "empty", 0, size, 0);
+    expect(empty.first(0) == 0 && empty.first(static_cast<int32_t>(size)) == 0, "empty", 0, size,
+           0);
   }
   std::printf("nearest: %d failures\n", failures);
   return failures != 0;

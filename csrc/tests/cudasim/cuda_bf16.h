@@ -17,11 +17,21 @@ struct __nv_bfloat16 {
 };
 using nv_bfloat16 = __nv_bfloat16;
 
-constexpr float __bfloat162float(__nv_bfloat16 x) { return x; }
-constexpr __nv_bfloat16 __float2bfloat16(float x) { return x; }
-constexpr __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
-constexpr __nv_bfloat16 __double2bfloat16(double x) { return x; }
-constexpr uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
+constexpr float __bfloat162float(__nv_bfloat16 x) {
+  return x;
+}
+constexpr __nv_bfloat16 __float2bfloat16(float x) {
+  return x;
+}
+constexpr __nv_bfloat16 __float2bfloat16_rn(float x) {
+  return x;
+}
+constexpr __nv_bfloat16 __double2bfloat16(double x) {
+  return x;
+}
+constexpr uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) {
+  return x.bits;
+}
 constexpr __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) {
   return std::bit_cast<__nv_bfloat16>(bits);
 }

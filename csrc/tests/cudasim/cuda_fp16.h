@@ -57,12 +57,24 @@ struct __half {
 };
 using half = __half;
 
-constexpr float __half2float(__half x) { return x; }
-constexpr __half __float2half(float x) { return x; }
-constexpr __half __float2half_rn(float x) { return x; }
-constexpr __half __double2half(double x) { return x; }
-constexpr uint16_t __half_as_ushort(__half x) { return x.bits; }
-constexpr __half __ushort_as_half(uint16_t bits) { return std::bit_cast<__half>(bits); }
+constexpr float __half2float(__half x) {
+  return x;
+}
+constexpr __half __float2half(float x) {
+  return x;
+}
+constexpr __half __float2half_rn(float x) {
+  return x;
+}
+constexpr __half __double2half(double x) {
+  return x;
+}
+constexpr uint16_t __half_as_ushort(__half x) {
+  return x.bits;
+}
+constexpr __half __ushort_as_half(uint16_t bits) {
+  return std::bit_cast<__half>(bits);
+}
 
 // Kernels compute in float (acc_t); with float's operators a sum of two halves would keep more
 // digits here than on a GPU.

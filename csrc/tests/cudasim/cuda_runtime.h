@@ -32,19 +32,25 @@ inline constexpr int warpSize = 32;
 
 // ---- Vector types: the alignment is CUDA's, so UBSan sees a misaligned access -----------------
 
-#define CUDASIM_VECTOR_TYPES(name, T)                                                  \
-  struct __align__(2 * sizeof(T)) name##2 {                                            \
-    T x, y;                                                                            \
-  };                                                                                   \
-  struct name##3 {                                                                     \
-    T x, y, z;                                                                         \
-  };                                                                                   \
-  struct __align__(sizeof(T) == 8 ? 16 : 4 * sizeof(T)) name##4 {                      \
-    T x, y, z, w;                                                                      \
-  };                                                                                   \
-  constexpr name##2 make_##name##2(T x, T y) { return {x, y}; }                        \
-  constexpr name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                \
-  constexpr name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+#define CUDASIM_VECTOR_TYPES(name, T)                             \
+  struct __align__(2 * sizeof(T)) name##2 {                       \
+    T x, y;                                                       \
+  };                                                              \
+  struct name##3 {                                                \
+    T x, y, z;                                                    \
+  };                                                              \
+  struct __align__(sizeof(T) == 8 ? 16 : 4 * sizeof(T)) name##4 { \
+    T x, y, z, w;                                                 \
+  };                                                              \
+  constexpr name##2 make_##name##2(T x, T y) {                    \
+    return {x, y};                                                \
+  }                                                               \
+  constexpr name##3 make_##name##3(T x, T y, T z) {               \
+    return {x, y, z};                                             \
+  }                                                               \
+  constexpr name##4 make_##name##4(T x, T y, T z, T w) {          \
+    return {x, y, z, w};                                          \
+  }
 CUDASIM_VECTOR_TYPES(uchar, unsigned char)
 CUDASIM_VECTOR_TYPES(short, short)
 CUDASIM_VECTOR_TYPES(ushort, unsigned short)
@@ -61,9 +67,15 @@ struct __align__(8) uint2 {
 struct __align__(16) uint4 {
   unsigned x, y, z, w;
 };
-constexpr uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-constexpr uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
-constexpr uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+constexpr uint2 make_uint2(unsigned x, unsigned y) {
+  return {x, y};
+}
+constexpr uint3 make_uint3(unsigned x, unsigned y, unsigned z) {
+  return {x, y, z};
+}
+constexpr uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w};
+}
 
 // ---- Host side: errors, launches, copies ---------------------------------------------------
 
@@ -135,8 +147,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cudaSuccess;
 }
 
-inline cudaError_t cudaGetLastError() { return std::exchange(cudasim::last_error, cudaSuccess); }
-inline cudaError_t cudaPeekAtLastError() { return cudasim::last_error; }
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(cudasim::last_error, cudaSuccess);
+}
+inline cudaError_t cudaPeekAtLastError() {
+  return cudasim::last_error;
+}
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {

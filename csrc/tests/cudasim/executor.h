@@ -45,7 +45,7 @@ enum class Wait : uint8_t { nothing, block, syncwarp, shuffle, ballot, any, all 
 // When a block has ended, failed or not, no thread has a fiber or waits.
 struct Thread {
   uint3 index{};
-  unsigned number = 0;  // in the block; number % 32 is the lane
+  unsigned number = 0;     // in the block; number % 32 is the lane
   Fiber* fiber = nullptr;  // null before the first instruction and after the last
   Wait wait = Wait::nothing;
   unsigned mask = 0;    // of the warp operation
@@ -118,7 +118,7 @@ class Executor {
   std::vector<Warp> warps_;
   Thread* current_ = nullptr;
   unsigned live_ = 0;
-  unsigned at_barrier_ = 0, predicates_ = 0;     // of the barrier being filled
+  unsigned at_barrier_ = 0, predicates_ = 0;      // of the barrier being filled
   std::pair<unsigned, unsigned> last_barrier_{};  // of the one released last
   std::exception_ptr error_;
   bool cancelling_ = false;
@@ -395,6 +395,8 @@ inline void Executor::run_block() {
   resume(host_, *pick_next());
 }
 
-inline void set_seed(uint64_t seed) { executor.set_seed(seed); }
+inline void set_seed(uint64_t seed) {
+  executor.set_seed(seed);
+}
 
 }  // namespace cudasim
