@@ -27,6 +27,11 @@ Blocks cut(const Problem& p, int64_t blocks) {
   return {rows, ceil_div(p.y.in, rows)};
 }
 
+template <typename A>
+Isa isa_of(const Problem& p) {
+  return cpu_isa_for_line(p.channels_last ? p.channels : p.x.in, sizeof(A));
+}
+
 constexpr std::align_val_t kCacheLine{64};
 struct AlignedDelete {
   void operator()(void* p) const { ::operator delete[](p, kCacheLine); }
@@ -50,13 +55,14 @@ void run_forward(const Problem& p, const ForwardTensors& t, bool in_place) {
   for_float_dtype<half_t, bfloat16_t>(t.low.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const ForwardArgs<T> args = t.args<T>();
+    const Isa isa = isa_of<acc_t<T>>(p);
     // In place, the line to be written has just been read into the cache.
     const bool stream = !in_place && p.low_numel() * int64_t{sizeof(T)} >= kStreamBytes;
     parallel_units<acc_t<T>>(units, p.low_numel() / units, scratch_size<acc_t<T>>(p, blocks),
                              [&](int64_t begin, int64_t end, acc_t<T>* scratch) {
-                               for_isa([&](auto isa) {
-                                 forward<isa.value, T>(p, blocks, args, stream, begin, end,
-                                                       scratch);
+                               for_isa(isa, [&](auto chosen) {
+                                 forward<chosen.value, T>(p, blocks, args, stream, begin, end,
+                                                          scratch);
                                });
                              });
   });
@@ -93,12 +99,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_upsample_add_backward_cpu(
   for_float_dtype<half_t, bfloat16_t>(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const BackwardArgs<T> args = t.args<T>();
+    const Isa isa = isa_of<acc_t<T>>(p);
     const bool stream = p.low_numel() * int64_t{sizeof(T)} >= kStreamBytes;
     parallel_units<acc_t<T>>(units, p.low_numel() / units, scratch_size<acc_t<T>>(p, blocks),
                              [&](int64_t begin, int64_t end, acc_t<T>* scratch) {
-                               for_isa([&](auto isa) {
-                                 backward<isa.value, T>(p, blocks, args, stream, begin, end,
-                                                        scratch);
+                               for_isa(isa, [&](auto chosen) {
+                                 backward<chosen.value, T>(p, blocks, args, stream, begin, end,
+                                                           scratch);
                                });
                              });
   });

@@ -1,5 +1,6 @@
 // The instruction sets that the CPU kernels are compiled for, chosen at run time.
 #pragma once
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 
@@ -12,11 +13,19 @@ enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 // ATEN_CPU_CAPABILITY=default|avx2|avx512, read once, so that one variable lowers both.
 Isa cpu_isa();
 
+// The best one for lines of `elements` accumulators of `size` bytes. What does not fill a vector is
+// done one by one: where AVX-512 would leave half a vector or more, AVX2 is faster.
+inline Isa cpu_isa_for_line(int64_t elements, int64_t size) {
+  const bool leaves_half = elements % (64 / size) >= 32 / size;
+  return cpu_isa() == Isa::kAvx512 && leaves_half ? Isa::kAvx2 : cpu_isa();
+}
+
 // Calls f with the instruction set as a compile-time constant; kernels are templates on it.
 template <typename F>
-decltype(auto) for_isa(F&& f) {
+decltype(auto) for_isa(Isa isa, F&& f) {
+  (void)isa;
 #if defined(__x86_64__)
-  switch (cpu_isa()) {
+  switch (isa) {
     case Isa::kAvx512: return f(std::integral_constant<Isa, Isa::kAvx512>{});
     case Isa::kAvx2: return f(std::integral_constant<Isa, Isa::kAvx2>{});
     case Isa::kBaseline: break;
