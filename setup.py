@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -29,13 +30,17 @@ class Torch(NamedTuple):
 def find_torch() -> Torch | None:
     """The torch to compile against, without importing it.
 
-    First that of the build environment, then that of the environment pip installs into: isolation
-    keeps the interpreter, so sysconfig still knows its site-packages. Which of them does not matter
-    to the binary, because the kernels use the stable ABI only.
+    First that of the build environment, then those of the environment pip installs into, of the
+    user and of the system: isolation keeps the interpreter, so sysconfig still knows their places.
+    Which of them does not matter to the binary, because the kernels use the stable ABI only.
     """
     spec = importlib.util.find_spec("torch")
     places = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     places += [Path(sysconfig.get_path(key)) / "torch" for key in ("platlib", "purelib")]
+    if sees_system_packages():
+        base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
+        places += [Path(site.getusersitepackages()) / "torch"]
+        places += [Path(sysconfig.get_path("platlib", vars=base)) / "torch"]
     for directory in places:
         try:
             text = (directory / "version.py").read_text()
@@ -48,31 +53,54 @@ def find_torch() -> Torch | None:
     return None
 
 
+def sees_system_packages() -> bool:
+    """False in a virtual environment, unless it was made with --system-site-packages."""
+    try:
+        text = (Path(sys.prefix) / "pyvenv.cfg").read_text().lower()
+    except OSError:
+        return True
+    return re.search(r"include-system-site-packages\s*=\s*true", text) is not None
+
+
 def find_nvcc() -> str | None:
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates = [Path(home) / "bin/nvcc" for home in homes if home]
-    candidates += [Path(p) for p in [shutil.which("nvcc")] if p] + [
-        Path("/usr/local/cuda/bin/nvcc")
-    ]
+    candidates += [Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")]
     return next((str(path) for path in candidates if path.is_file()), None)
+
+
+def nvcc_version(nvcc: str) -> tuple[int, int]:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def decide_cuda(torch: Torch) -> tuple[bool, str]:
     """Whether to build the CUDA kernels, and why in one line."""
     wish, nvcc = os.environ.get("TINYOPS_CUDA", "auto").lower(), find_nvcc()
+    without = "CPU kernels, and Triton on the GPU" if torch.cuda else "CPU kernels only"
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"TINYOPS_CUDA must be 0, 1 or auto, got {wish!r}")
     if wish == "0":
-        return False, "CPU kernels only, as TINYOPS_CUDA=0 asks"
-    if wish == "1" and not nvcc:
-        raise SystemExit("TINYOPS_CUDA=1 needs nvcc: set CUDA_HOME or put nvcc on PATH")
-    if wish == "1":
-        return True, f"CPU and CUDA kernels, as TINYOPS_CUDA=1 asks, with {nvcc}"
-    if not torch.cuda:
-        return False, f"CPU kernels only: torch {torch.version} has no CUDA"
+        return False, f"{without}: TINYOPS_CUDA=0"
+    if wish == "auto" and not torch.cuda:
+        return False, f"{without}: torch {torch.version} has no CUDA"
     if not nvcc:
-        return False, f"CPU kernels, and Triton on the GPU: CUDA {torch.cuda} torch, but no nvcc"
-    return True, f"CPU and CUDA kernels: CUDA {torch.cuda} torch and {nvcc}"
+        if wish == "1":
+            raise SystemExit("TINYOPS_CUDA=1 needs nvcc: set CUDA_HOME or put nvcc on PATH")
+        return False, f"{without}: CUDA {torch.cuda} torch, but no nvcc"
+    version = nvcc_version(nvcc)
+    name = f"{nvcc} {version[0]}.{version[1]}"
+    if version < (12, 8):
+        if wish == "1":
+            raise SystemExit(f"TINYOPS_CUDA=1 needs nvcc 12.8 or newer, got {name}")
+        return False, f"{without}: nvcc 12.8 or newer is needed, found {name}"
+    if wish == "1":
+        return True, f"CPU and CUDA kernels: TINYOPS_CUDA=1, {name}"
+    if version[0] != int(torch.cuda.split(".")[0]):
+        # It would bring a CUDA runtime that may need a newer driver than torch does.
+        return False, f"{without}: torch has CUDA {torch.cuda}, {name} is another major version"
+    return True, f"CPU and CUDA kernels: CUDA {torch.cuda} torch and {name}"
 
 
 class CMakeBuild(build_ext):

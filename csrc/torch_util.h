@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>

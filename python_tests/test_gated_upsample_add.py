@@ -236,6 +236,32 @@ def test_in_place_refuses_gradients(backend):
     assert not torch.equal(low, before)
 
 
+def test_in_place_change_is_noticed_by_a_backward_that_saved_the_tensor(backend):
+    low, high, *gates = make("self", device=backend.device)
+    saved = low.requires_grad_().sigmoid()
+    with torch.no_grad():
+        backend.ops.gated_upsample_add_(saved, high, *gates)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.sum().backward()
+
+
+def test_in_place_refuses_inference_tensors_outside_inference_mode(backend):
+    low, high, *gates = make(device=backend.device)
+    with torch.inference_mode():
+        inside = low.clone()
+        backend.ops.gated_upsample_add_(inside, high, *gates)
+    with pytest.raises(RuntimeError, match="inference tensor"), torch.no_grad():
+        backend.ops.gated_upsample_add_(inside, high, *gates)
+
+
+def test_in_place_refuses_forward_mode_derivatives(backend):
+    low, high, *_ = make("plain", device=backend.device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(low, torch.ones_like(low))
+        with pytest.raises(RuntimeError, match="works in place and has no gradient"):
+            backend.ops.gated_upsample_add_(dual, high)
+
+
 def test_in_place_refuses_views_and_shared_memory(backend):
     low, high, *gates = make(sizes=((4, 8), (4, 8)), device=backend.device)
     op = backend.ops.gated_upsample_add_
@@ -389,6 +415,34 @@ def test_bad_argument_is_named_with_expectation_and_value(backend, form, argumen
     assert str(error.value).splitlines()[0] == message
 
 
+BAD_BACKWARD = {
+    "grad must have 4 dimensions [N, C, H, W], got [3, 8, 6]": {"grad": torch.zeros(3, 8, 6)},
+    "low must be float32 like grad, got float64": {"low": torch.zeros(2, 3, 8, 6).double()},
+    "high must be [2, 3, 4, 3], got [2, 3, 4, 4]": {"high": torch.zeros(2, 3, 4, 4)},
+    "gate_low must be [2, 1, 8, 6], got [2, 1, 4, 3]": {"gate_low": torch.zeros(2, 1, 4, 3)},
+    "height and width must be at least 0 and below 2^31, got -1": {"high_height": -1},
+    "high must have pixels to give to low of 8x6, got 0x3": {"high_height": 0},
+    "the backward needs high with gates and only then": {"high": None},
+    "the backward needs low with self_gate=True and only then": {"low": None},
+}
+
+
+@pytest.mark.parametrize("message", BAD_BACKWARD)
+@pytest.mark.parametrize("form", ["real", "fake"])
+def test_bad_argument_of_the_backward_is_named(backend, form, message):
+    low, high, gate_low, gate_high = make("self", sizes=((4, 3), (8, 6)), dtype=torch.float32)
+    good = {"grad": low, "low": low, "high": high, "gate_low": gate_low, "gate_high": gate_high}
+    arguments = {**good, "high_height": 4, "high_width": 3, "self_gate": True}
+    arguments |= BAD_BACKWARD[message]
+    device = "meta" if form == "fake" else backend.device
+    arguments = {
+        k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()
+    }
+    with pytest.raises(RuntimeError) as error:
+        backend.ops._gated_upsample_add_backward(**arguments)
+    assert str(error.value).splitlines()[0] == f"tinyops: gated_upsample_add: {message}"
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.uint8])
 def test_features_must_be_floating_point(backend, dtype):
     low, high = torch.zeros(1, 1, 2, 2, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
@@ -400,6 +454,8 @@ def test_device_mix_is_an_error():
     low, high, *gates = make()
     with pytest.raises(RuntimeError, match=r"high must be on .* like low, got"):
         gated_upsample_add(low.to("meta"), high, *gates)
+    with pytest.raises(RuntimeError, match="gate_high must be on cpu like low, got meta"):
+        gated_upsample_add(low, high, gates[0], gates[1].to("meta"))
 
 
 # ---- with the rest of torch ----------------------------------------------------------------------
@@ -540,16 +596,19 @@ def test_number_of_threads_does_not_change_a_bit(mode, layout):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("width", [256, 250])
-def test_outputs_that_are_streamed_past_the_cache(width, layout):
-    tensors = make("self", n=1, c=72, sizes=((128, width // 2), (256, width)), dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(256, torch.float32), (250, torch.float32), (512, torch.bfloat16)]
+)
+def test_outputs_that_are_streamed_past_the_cache(width, dtype, layout):
+    tensors = make("self", n=1, c=72, sizes=((128, width // 2), (256, width)), dtype=dtype)
     tensors[:2] = [helpers.as_layout(x, layout) for x in tensors[:2]]
     assert tensors[0].nbytes > 16 << 20
     output = gated_upsample_add(*tensors, self_gate=True)
-    helpers.assert_close(output, gated_upsample_add_reference(*tensors, self_gate=True))
+    wide = [x.double() for x in tensors]
+    helpers.assert_close(output, gated_upsample_add_reference(*wide, self_gate=True))
     leaves, grad = helpers.leaves(tensors), torch.randn_like(output)
     d_low = helpers.gradients(gated_upsample_add(*leaves, self_gate=True), grad, leaves)[0]
-    helpers.assert_close(d_low, (1 + tensors[2]) * grad)
+    helpers.assert_close(d_low, (1 + wide[2]) * grad.double())
 
 
 def test_uninitialised_memory_is_poisoned():

@@ -18,7 +18,7 @@ constexpr int64_t kGrain = 32768;
 // Smaller blocks would fit into L1, but memory is fastest when planes are walked from end to end.
 constexpr int64_t kBlockPixels = 65536;
 
-// Cuts each image into blocks of source rows, at least `blocks` of them.
+// Cuts each image into blocks of source rows, at least `blocks` of them if it has as many rows.
 Blocks cut(const Problem& p, int64_t blocks) {
   if (p.channels_last) return {1, p.y.in};
   const int64_t row_pixels = std::max<int64_t>(1, p.low_plane() / std::max(1, p.y.in));
@@ -58,7 +58,7 @@ void run_forward(const Problem& p, const ForwardTensors& t, bool in_place) {
     const Isa isa = isa_of<acc_t<T>>(p);
     // In place, the line to be written has just been read into the cache.
     const bool stream = !in_place && p.low_numel() * int64_t{sizeof(T)} >= kStreamBytes;
-    parallel_units<acc_t<T>>(units, p.low_numel() / units, scratch_size<acc_t<T>>(p, blocks),
+    parallel_units<acc_t<T>>(units, p.low_numel() / units, scratch_size<acc_t<T>>(p, blocks, false),
                              [&](int64_t begin, int64_t end, acc_t<T>* scratch) {
                                for_isa(isa, [&](auto chosen) {
                                  forward<chosen.value, T>(p, blocks, args, stream, begin, end,
@@ -95,13 +95,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_upsample_add_backward_cpu(
   const Blocks blocks =
       cut(p, threads == 1 ? 1 : ceil_div(4 * threads, std::max<int64_t>(1, p.images)));
   const int64_t units = p.images * blocks.per_image;
-  if (units == 0) return t.outputs();
+  if (units == 0 || (p.channels == 0 && p.mode == Mode::kPlain)) return t.outputs();
   for_float_dtype<half_t, bfloat16_t>(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const BackwardArgs<T> args = t.args<T>();
     const Isa isa = isa_of<acc_t<T>>(p);
     const bool stream = p.low_numel() * int64_t{sizeof(T)} >= kStreamBytes;
-    parallel_units<acc_t<T>>(units, p.low_numel() / units, scratch_size<acc_t<T>>(p, blocks),
+    parallel_units<acc_t<T>>(units, p.low_numel() / units, scratch_size<acc_t<T>>(p, blocks, true),
                              [&](int64_t begin, int64_t end, acc_t<T>* scratch) {
                                for_isa(isa, [&](auto chosen) {
                                  backward<chosen.value, T>(p, blocks, args, stream, begin, end,

@@ -31,12 +31,16 @@ TINYOPS_HD int64_t whole_lines(int64_t elements) {
   return ceil_div(elements, kLine) * kLine;
 }
 
-// Elements of scratch memory that one call of either kernel needs.
+// Elements of scratch memory that one call of either kernel needs: three lines, and planes of one
+// block for the gates, the products with high and those with low.
 template <typename A>
-int64_t scratch_size(const Problem& p, const Blocks& b) {
-  if (p.channels_last) return whole_lines<A>(p.channels);
+int64_t scratch_size(const Problem& p, const Blocks& b, bool backward) {
+  if (p.channels_last) return backward ? whole_lines<A>(p.channels) : 0;
+  const int64_t lines = whole_lines<A>(p.x.in) + 2 * whole_lines<A>(p.x.out);
+  if (p.mode == Mode::kPlain) return lines;
   const int64_t rows = b.rows * ceil_div(p.y.out, p.y.in) + 1;
-  return whole_lines<A>(p.x.in) + 2 * whole_lines<A>(p.x.out) + 3 * whole_lines<A>(rows * p.x.out);
+  const int64_t planes = !backward ? 1 : p.mode == Mode::kGated ? 2 : 3;
+  return lines + planes * whole_lines<A>(rows * p.x.out);
 }
 
 }  // namespace tinyops::gated_upsample_add

@@ -1,5 +1,6 @@
 // Rows of gated_upsample_add on the CPU: what the forward and the backward kernels share. Upsampled
-// rows, gates and sums live in scratch memory of the size of a cache, in the accumulation type.
+// rows, gates and sums live in scratch memory, where rows allow of the size of a cache, in the
+// accumulation type.
 #pragma once
 #include "gated_upsample_add.h"
 #include "simd.h"

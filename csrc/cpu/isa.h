@@ -2,7 +2,6 @@
 #pragma once
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 namespace tinyops {
 
@@ -22,7 +21,7 @@ inline Isa cpu_isa_for_line(int64_t elements, int64_t size) {
 
 // Calls f with the instruction set as a compile-time constant; kernels are templates on it.
 template <typename F>
-decltype(auto) for_isa(Isa isa, F&& f) {
+decltype(auto) for_isa(Isa isa, const F& f) {
   (void)isa;
 #if defined(__x86_64__)
   switch (isa) {

@@ -1,4 +1,8 @@
 #include "torch_cuda.h"
+
+#include <algorithm>
+#include <array>
+
 // after torch_cuda.h, which pins the ABI
 #include "../ops/gated_upsample_add_check.h"
 #include "gated_upsample_add.h"

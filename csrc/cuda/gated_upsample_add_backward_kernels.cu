@@ -10,8 +10,7 @@ namespace {
 
 using namespace cuda;
 
-// ---- backward, NCHW, exactly twice both sizes
-// ----------------------------------------------------
+// ---- backward, NCHW, exactly twice both sizes ---------------------------------------------------
 
 constexpr int kPositions = 16, kSlices = 16;  // of a block: 16-byte vectors, and shares of channels
 
@@ -135,8 +134,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- backward, NCHW, any sizes
-// -------------------------------------------------------------------
+// ---- backward, NCHW, any sizes ------------------------------------------------------------------
 
 // d_high: a thread owns one source cell of one plane and gathers the pixels that read it.
 template <typename T, bool kGated>
@@ -238,8 +236,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- backward, NHWC, any sizes
-// -------------------------------------------------------------------
+// ---- backward, NHWC, any sizes ------------------------------------------------------------------
 
 constexpr int kWarp = 32, kWarps = kThreads / kWarp;
 constexpr int kChunks = 2;  // vectors of channels that a lane keeps in registers
@@ -337,8 +334,7 @@ __global__ void __launch_bounds__(kThreads, kResident ? 3 : 2)
   }
 }
 
-// ---- launchers: which path the shapes and addresses allow
-// ----------------------------------------
+// ---- launchers: which path the shapes and addresses allow ---------------------------------------
 
 template <typename T, int V, Mode kMode>
 cudaError_t launch_backward_nhwc(const Problem& p, const BackwardArgs<T>& a, cudaStream_t stream) {

@@ -105,8 +105,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- launchers: which path the shapes and addresses allow
-// ----------------------------------------
+// ---- launchers: which path the shapes and addresses allow ---------------------------------------
 
 template <typename T, int V, bool kDouble, Mode kMode>
 cudaError_t launch_forward_nchw(const Problem& p, const ForwardArgs<T>& a, cudaStream_t stream) {

@@ -1,19 +1,37 @@
 // The argument checks of gated_upsample_add, said once for every backend. The messages are those of
-// `_check` in tinyops/ops/gated_upsample_add.py, which guards fake tensors and Triton.
+// `check_arguments` in tinyops/ops/gated_upsample_add.py, which guards fake tensors and Triton.
 #pragma once
 #include "../torch_util.h"
+// after torch_util.h, which pins the ABI
+#include <tuple>
+#include <utility>
+
 #include "gated_upsample_add.h"
 
 namespace tinyops::gated_upsample_add {
 
 inline constexpr char kName[] = "gated_upsample_add: ";
 
-inline void check_tensor(const char* name, const Tensor& t, const Tensor& low) {
+inline void check_leader(const char* name, const Tensor& t) {
   check(t.dim() == 4, kName, name, " must have 4 dimensions [N, C, H, W], got ", shape_text(t));
-  check(t.device() == low.device(), kName, name, " must be on ", device_text(low),
-        " like low, got ", device_text(t));
-  check(t.scalar_type() == low.scalar_type(), kName, name, " must be ",
-        dtype_text(low.scalar_type()), " like low, got ", dtype_text(t.scalar_type()));
+  check(is_float_dtype(t.scalar_type()), kName, name,
+        " must be float32, float64, float16 or bfloat16, got ", dtype_text(t.scalar_type()));
+}
+
+inline void check_like(const char* name, const Tensor& t, const char* leader, const Tensor& like) {
+  check(t.dim() == 4, kName, name, " must have 4 dimensions [N, C, H, W], got ", shape_text(t));
+  check(t.device() == like.device(), kName, name, " must be on ", device_text(like), " like ",
+        leader, ", got ", device_text(t));
+  check(t.scalar_type() == like.scalar_type(), kName, name, " must be ",
+        dtype_text(like.scalar_type()), " like ", leader, ", got ", dtype_text(t.scalar_type()));
+}
+
+inline void check_pixels(int64_t out_h, int64_t out_w, int64_t in_h, int64_t in_w) {
+  for (const int64_t size : {out_h, out_w, in_h, in_w})
+    check(size >= 0 && size < (int64_t{1} << 31), kName,
+          "height and width must be at least 0 and below 2^31, got ", size);
+  check((in_h > 0 || out_h == 0) && (in_w > 0 || out_w == 0), kName,
+        "high must have pixels to give to low of ", out_h, "x", out_w, ", got ", in_h, "x", in_w);
 }
 
 inline void check_size(const char* name, const Tensor& t, std::array<int64_t, 4> size) {
@@ -34,23 +52,18 @@ inline Mode mode_of(const OptionalTensor& gate_low, const OptionalTensor& gate_h
 // Checks the tensors of the forward and gives the sizes of the problem in the layout of low.
 inline Problem check_forward(const Tensor& low, const Tensor& high, const OptionalTensor& gate_low,
                              const OptionalTensor& gate_high, bool self_gate) {
-  check(low.dim() == 4, kName, "low must have 4 dimensions [N, C, H, W], got ", shape_text(low));
-  check(is_float_dtype(low.scalar_type()), kName,
-        "low must be float32, float64, float16 or bfloat16, got ", dtype_text(low.scalar_type()));
+  check_leader("low", low);
   const Mode mode = mode_of(gate_low, gate_high, self_gate);
-  check_tensor("high", high, low);
+  check_like("high", high, "low", low);
   const int64_t n = low.size(0), c = low.size(1), out_h = low.size(2), out_w = low.size(3);
   const int64_t in_h = high.size(2), in_w = high.size(3);
   check(high.size(0) == n && high.size(1) == c, kName, "high must be [", n, ", ", c,
         ", h, w], got ", shape_text(high));
-  check((in_h > 0 || out_h == 0) && (in_w > 0 || out_w == 0), kName,
-        "high must have pixels to give to low of ", out_h, "x", out_w, ", got ", in_h, "x", in_w);
-  for (const int64_t size : {out_h, out_w, in_h, in_w})
-    check(size < (int64_t{1} << 31), kName, "height and width must be below 2^31, got ", size);
+  check_pixels(out_h, out_w, in_h, in_w);
   if (mode != Mode::kPlain) {
-    check_tensor("gate_low", *gate_low, low);
-    check_tensor("gate_high", *gate_high, low);
+    check_like("gate_low", *gate_low, "low", low);
     check_size("gate_low", *gate_low, {n, 1, out_h, out_w});
+    check_like("gate_high", *gate_high, "low", low);
     check_size("gate_high", *gate_high, {n, 1, in_h, in_w});
   }
   return {n, c, {out_h, in_h}, {out_w, in_w}, mode, layout_of(low) == MemoryFormat::ChannelsLast};
@@ -84,22 +97,16 @@ inline Problem check_backward(const Tensor& grad, const OptionalTensor& low,
                               const OptionalTensor& high, const OptionalTensor& gate_low,
                               const OptionalTensor& gate_high, int64_t high_height,
                               int64_t high_width, bool self_gate) {
-  check(grad.dim() == 4, kName, "grad must have 4 dimensions [N, C, H, W], got ", shape_text(grad));
-  check(is_float_dtype(grad.scalar_type()), kName,
-        "grad must be float32, float64, float16 or bfloat16, got ", dtype_text(grad.scalar_type()));
+  check_leader("grad", grad);
   const Mode mode = mode_of(gate_low, gate_high, self_gate);
   const int64_t n = grad.size(0), c = grad.size(1), out_h = grad.size(2), out_w = grad.size(3);
-  for (const int64_t size : {out_h, out_w, high_height, high_width})
-    check(size >= 0 && size < (int64_t{1} << 31), kName,
-          "height and width must be below 2^31, got ", size);
-  check((high_height > 0 || out_h == 0) && (high_width > 0 || out_w == 0), kName,
-        "high must have pixels, got ", high_height, "x", high_width);
+  check_pixels(out_h, out_w, high_height, high_width);
   check(high.has_value() == (mode != Mode::kPlain), kName,
         "the backward needs high with gates and only then");
   check(low.has_value() == (mode == Mode::kSelfGated), kName,
         "the backward needs low with self_gate=True and only then");
   const auto checked = [&](const char* name, const Tensor& t, std::array<int64_t, 4> size) {
-    check_tensor(name, t, grad);
+    check_like(name, t, "grad", grad);
     check_size(name, t, size);
   };
   if (high) {
@@ -155,10 +162,10 @@ struct BackwardTensors {
         high(to_layout(high_in, format_of(p))),
         gate_low(to_layout(gate_low_in, MemoryFormat::Contiguous)),
         gate_high(to_layout(gate_high_in, MemoryFormat::Contiguous)),
-        d_low(like(low, p)),
+        d_low(like(low, format_of(p))),
         d_high(empty_like_sized(grad, {p.images, p.channels, p.y.in, p.x.in}, format_of(p))),
-        d_gate_low(like(gate_low, p)),
-        d_gate_high(like(gate_high, p)) {}
+        d_gate_low(like(gate_low, MemoryFormat::Contiguous)),
+        d_gate_high(like(gate_high, MemoryFormat::Contiguous)) {}
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const {
     return {d_low, d_high, d_gate_low, d_gate_high};
@@ -178,10 +185,9 @@ struct BackwardTensors {
 
  private:
   // A result that the mode does not have is empty.
-  Tensor like(const OptionalTensor& t, const Problem& p) const {
+  Tensor like(const OptionalTensor& t, MemoryFormat format) const {
     if (!t) return empty_like_sized(grad, {0});
-    return empty_like_sized(*t, {t->size(0), t->size(1), t->size(2), t->size(3)},
-                            t->size(1) == p.channels ? format_of(p) : MemoryFormat::Contiguous);
+    return empty_like_sized(*t, {t->size(0), t->size(1), t->size(2), t->size(3)}, format);
   }
 };
 

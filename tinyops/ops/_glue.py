@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -57,13 +58,13 @@ def register_autocast(name: str, *, in_place: bool = False) -> None:
             dtype = args[0].dtype if in_place else torch.get_autocast_dtype(device)
 
             def cast(x: Any) -> Any:
-                if not isinstance(x, Tensor) or not x.is_floating_point():
-                    return x
-                return x if x.dtype == torch.float64 else x.to(dtype)
+                narrower = isinstance(x, Tensor) and x.dtype in FLOAT_DTYPES[:3]
+                return x.to(dtype) if narrower else x
 
             with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
                 return operator(name)(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
 
+        # Once for eager calls, once for tensors that Python dispatches (tracing, subclasses).
         operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
         torch.library.impl(name, key)(kernel)
 
@@ -93,21 +94,33 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     return run
 
 
-def forbid_gradients(name: str) -> None:
-    """Make the in-place operator `name` raise where autograd would have to record it."""
+def register_in_place(name: str) -> None:
+    """Tell autograd that operator `name` changes its first argument, and has no derivative."""
+    stem = name.partition("::")[2]
 
-    def kernel(*args: Any, **kwargs: Any) -> Any:
+    def refuse_derivatives(*args: Any, **kwargs: Any) -> Any:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        stem = name.partition("::")[2]
+        tracked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         check(
-            not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)),
+            not tracked and all(unpack_dual(x).tangent is None for x in tensors),
             f"{stem} works in place and has no gradient: call it under torch.no_grad(), or call "
             f"{stem.rstrip('_')}",
         )
         with torch._C._AutoDispatchBelowAutograd():
+            return count_change(*args, **kwargs)
+
+    def count_change(*args: Any, **kwargs: Any) -> Any:
+        changed = args[0] if args else kwargs["low"]
+        check(
+            not changed.is_inference() or torch.is_inference_mode_enabled(),
+            f"{stem}: low is an inference tensor and can be changed only in inference mode",
+        )
+        torch.autograd.graph.increment_version(changed)  # a backward that saved it must notice
+        with torch._C._AutoDispatchBelowADInplaceOrView():
             return operator(name)(*args, **kwargs)
 
-    torch.library.impl(name, "Autograd")(kernel)
+    torch.library.impl(name, "Autograd")(refuse_derivatives)
+    torch.library.impl(name, "ADInplaceOrView")(count_change)
 
 
 def _keys(name: str) -> torch._C.DispatchKeySet:

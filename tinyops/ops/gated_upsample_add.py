@@ -9,11 +9,11 @@ from tinyops.ops._glue import (
     FLOAT_DTYPES,
     check,
     dtype_text,
-    forbid_gradients,
     layout_of,
     once_differentiable,
     operator,
     register_autocast,
+    register_in_place,
     shape_text,
     share_memory,
 )
@@ -48,8 +48,9 @@ def gated_upsample_add(
         self_gate: multiply `low` by 1 + gate_low.
 
     Returns:
-        [N, C, H, W], channels_last if `low` is, otherwise contiguous. Differentiable once in every
-        tensor. Computed in float32 (float64 for float64) and rounded once.
+        [N, C, H, W], channels_last if `low` is, otherwise contiguous. Computed in float32 (float64
+        for float64) and rounded once. Differentiable once in every tensor, in reverse mode (no
+        forward-mode AD, no torch.func.grad).
 
     Raises:
         RuntimeError: for a wrong rank, size, dtype or device, or one gate alone.
@@ -65,7 +66,7 @@ def gated_upsample_add_(
     *,
     self_gate: bool = False,
 ) -> Tensor:
-    """`gated_upsample_add` written into `low`, for inference: no memory is allocated.
+    """`gated_upsample_add` written into `low`, for inference: no output is allocated.
 
     Args and formula are those of `gated_upsample_add`. `low` must be contiguous or channels_last
     and must not share memory with the other tensors.
@@ -111,68 +112,18 @@ def check_arguments(
     self_gate: bool = False,
 ) -> None:
     """The checks of csrc/ops/gated_upsample_add_check.h, for fake tensors and Triton."""
-    stem = "gated_upsample_add: "
-
-    def like_low(name: str, x: Tensor) -> None:
-        _check_rank(stem + name, x)
-        check(
-            x.device == low.device,
-            f"{stem}{name} must be on {low.device} like low, got {x.device}",
-        )
-        check(
-            x.dtype == low.dtype,
-            f"{stem}{name} must be {dtype_text(low.dtype)} like low, got {dtype_text(x.dtype)}",
-        )
-
-    _check_rank(stem + "low", low)
-    check(
-        low.dtype in FLOAT_DTYPES,
-        f"{stem}low must be float32, float64, float16 or bfloat16, got {dtype_text(low.dtype)}",
-    )
-    check(
-        (gate_low is None) == (gate_high is None),
-        f"{stem}expected both gates or none, got "
-        f"{'gate_high' if gate_low is None else 'gate_low'} alone",
-    )
-    check(
-        gate_low is not None or not self_gate,
-        f"{stem}self_gate=True needs gate_low and gate_high, got None",
-    )
-    like_low("high", high)
+    _check_leader("low", low)
+    _check_mode(gate_low, gate_high, self_gate)
+    _check_like("high", high, "low", low)
     (n, c, height, width), (h, w) = low.shape, high.shape[-2:]
     check(
         high.shape[0] == n and high.shape[1] == c,
-        f"{stem}high must be [{n}, {c}, h, w], got {shape_text(high.shape)}",
+        f"{_STEM}high must be [{n}, {c}, h, w], got {shape_text(high.shape)}",
     )
-    check(
-        (h > 0 or height == 0) and (w > 0 or width == 0),
-        f"{stem}high must have pixels to give to low of {height}x{width}, got {h}x{w}",
-    )
-    for name, gate, size in (
-        ("gate_low", gate_low, (n, 1, height, width)),
-        ("gate_high", gate_high, (n, 1, h, w)),
-    ):
-        if gate is not None:
-            like_low(name, gate)
-            check(
-                tuple(gate.shape) == size,
-                f"{stem}{name} must be {shape_text(size)}, got {shape_text(gate.shape)}",
-            )
-
-
-def check_in_place(low: Tensor, *others: Tensor | None) -> None:
-    """What the in-place form asks for besides: low is dense and shares its memory with nobody."""
-    dense = low.is_contiguous() or low.is_contiguous(memory_format=torch.channels_last)
-    check(
-        dense,
-        "gated_upsample_add: low must be contiguous or channels_last to be written in place, got a "
-        f"view of {shape_text(low.shape)}",
-    )
-    for name, x in zip(("high", "gate_low", "gate_high"), others, strict=False):
-        check(
-            x is None or not share_memory(low, x),
-            f"gated_upsample_add: {name} must not share memory with low, which is written in place",
-        )
+    _check_pixels((height, width), (h, w))
+    if gate_low is not None and gate_high is not None:
+        _check_like("gate_low", gate_low, "low", low, (n, 1, height, width))
+        _check_like("gate_high", gate_high, "low", low, (n, 1, h, w))
 
 
 def check_backward_arguments(
@@ -186,23 +137,100 @@ def check_backward_arguments(
     self_gate: bool,
 ) -> None:
     """`check_arguments` for the tensors of the backward operator."""
-    stem = "gated_upsample_add: "
-    check((high is None) == (gate_low is None), f"{stem}the backward needs high with gates")
-    check((low is not None) == self_gate, f"{stem}the backward needs low with self_gate=True")
-    if low is not None:
-        check(low.shape == grad.shape, f"{stem}low must be {shape_text(grad.shape)}")
-    size = (*grad.shape[:2], high_height, high_width)
-    if high is not None:
-        check(tuple(high.shape) == size, f"{stem}high must be {shape_text(size)}")
-    like_high = grad.new_empty(1).expand(size) if high is None else high
-    check_arguments(grad, like_high, gate_low, gate_high, self_gate=self_gate)
+    _check_leader("grad", grad)
+    _check_mode(gate_low, gate_high, self_gate)
+    (n, c, height, width), (h, w) = grad.shape, (high_height, high_width)
+    _check_pixels((height, width), (h, w))
+    gated = gate_low is not None
+    check((high is not None) == gated, f"{_STEM}the backward needs high with gates and only then")
+    check(
+        (low is not None) == self_gate,
+        f"{_STEM}the backward needs low with self_gate=True and only then",
+    )
+    for name, x, size in (
+        ("high", high, (n, c, h, w)),
+        ("gate_low", gate_low, (n, 1, height, width)),
+        ("gate_high", gate_high, (n, 1, h, w)),
+        ("low", low, (n, c, height, width)),
+    ):
+        if x is not None:
+            _check_like(name, x, "grad", grad, size)
+
+
+_STEM = "gated_upsample_add: "
+
+
+def _check_leader(name: str, x: Tensor) -> None:
+    _check_rank(name, x)
+    check(
+        x.dtype in FLOAT_DTYPES,
+        f"{_STEM}{name} must be float32, float64, float16 or bfloat16, got {dtype_text(x.dtype)}",
+    )
 
 
 def _check_rank(name: str, x: Tensor) -> None:
     check(
         x.dim() == 4,
-        f"{name} must have 4 dimensions [N, C, H, W], got {shape_text(x.shape)}",
+        f"{_STEM}{name} must have 4 dimensions [N, C, H, W], got {shape_text(x.shape)}",
     )
+
+
+def _check_mode(gate_low: Tensor | None, gate_high: Tensor | None, self_gate: bool) -> None:
+    check(
+        (gate_low is None) == (gate_high is None),
+        f"{_STEM}expected both gates or none, got "
+        f"{'gate_high' if gate_low is None else 'gate_low'} alone",
+    )
+    check(
+        gate_low is not None or not self_gate,
+        f"{_STEM}self_gate=True needs gate_low and gate_high, got None",
+    )
+
+
+def _check_like(
+    name: str, x: Tensor, leader: str, like: Tensor, size: tuple[int, ...] | None = None
+) -> None:
+    _check_rank(name, x)
+    check(
+        x.device == like.device,
+        f"{_STEM}{name} must be on {like.device} like {leader}, got {x.device}",
+    )
+    check(
+        x.dtype == like.dtype,
+        f"{_STEM}{name} must be {dtype_text(like.dtype)} like {leader}, got {dtype_text(x.dtype)}",
+    )
+    check(
+        size is None or tuple(x.shape) == size,
+        f"{_STEM}{name} must be {shape_text(size or ())}, got {shape_text(x.shape)}",
+    )
+
+
+def _check_pixels(low: tuple[int, int], high: tuple[int, int]) -> None:
+    for size in (*low, *high):
+        check(
+            0 <= size < 2**31,
+            f"{_STEM}height and width must be at least 0 and below 2^31, got {size}",
+        )
+    check(
+        (high[0] > 0 or low[0] == 0) and (high[1] > 0 or low[1] == 0),
+        f"{_STEM}high must have pixels to give to low of {low[0]}x{low[1]}, got "
+        f"{high[0]}x{high[1]}",
+    )
+
+
+def check_in_place(low: Tensor, *others: Tensor | None) -> None:
+    """What the in-place form asks for besides: low is dense and shares its memory with nobody."""
+    dense = low.is_contiguous() or low.is_contiguous(memory_format=torch.channels_last)
+    check(
+        dense,
+        f"{_STEM}low must be contiguous or channels_last to be written in place, got a view of "
+        f"{shape_text(low.shape)}",
+    )
+    for name, x in zip(("high", "gate_low", "gate_high"), others, strict=False):
+        check(
+            x is None or not share_memory(low, x),
+            f"{_STEM}{name} must not share memory with low, which is written in place",
+        )
 
 
 def _fake(
@@ -227,6 +255,9 @@ def _backward_fake(
     high_width: int,
     self_gate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_backward_arguments(
+        grad, low, high, gate_low, gate_high, high_height, high_width, self_gate
+    )
     layout = backward_layout(grad, high)
     size = (*grad.shape[:2], high_height, high_width)
     none = grad.new_empty(0)
@@ -280,7 +311,7 @@ def register(namespace: str) -> None:
     torch.library.register_fake(f"{namespace}::gated_upsample_add_", _fake_in_place)
     torch.library.register_fake(f"{namespace}::_gated_upsample_add_backward", _backward_fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)
-    forbid_gradients(name + "_")
+    register_in_place(name + "_")
     register_autocast(name)
     register_autocast(name + "_", in_place=True)
 
