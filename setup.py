@@ -146,9 +146,10 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(tree), *(["-j", jobs] if jobs else [])], check=True)
 
 
-setup(
-    ext_modules=[Extension("tinyops._eval", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
-    # Where there is no torch yet, pip fetches one for the build and the same one to run with.
-    setup_requires=[] if find_torch() else [TORCH],
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("tinyops._eval", sources=[])],
+        cmdclass={"build_ext": CMakeBuild},
+        # Where there is no torch yet, pip fetches one for the build and the same one to run with.
+        setup_requires=[] if find_torch() else [TORCH],
+    )
