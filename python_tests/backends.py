@@ -39,6 +39,7 @@ def get(name: str) -> Backend:
         _load_simulator()
         return Backend(name, "tinyops_sim", "cpu")
     if name == "triton":
+        pytest.importorskip("triton", reason="there is no Triton for this platform")
         _define_triton()
         return Backend(name, "tinyops_triton", "cuda" if torch.cuda.is_available() else "cpu")
     if not torch.cuda.is_available():
