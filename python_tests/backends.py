@@ -84,7 +84,7 @@ def _define_triton() -> None:
             schema = str(getattr(torch.ops.tinyops, stem).default._schema)
             library.define(schema.removeprefix("tinyops::"))
     for module in tinyops.ops.modules():
-        module.implement_by_triton("tinyops_triton", "CompositeExplicitAutograd")
+        module.implement_without_cuda("tinyops_triton", "CompositeExplicitAutograd")
         module.register("tinyops_triton")
 
 

@@ -13,6 +13,6 @@ from tinyops import ops  # noqa: E402  (the operators must exist before they get
 if torch.version.cuda is not None and not has_cuda_kernels:
     _lib.require_triton()
     for _module in ops.modules():
-        _module.implement_by_triton("tinyops", "CUDA")
+        _module.implement_without_cuda("tinyops", "CUDA")
 
 __all__ = ["__version__", "has_cuda_kernels", "ops"]

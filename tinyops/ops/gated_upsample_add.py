@@ -320,7 +320,7 @@ def _fake_in_place(*args: Any, **kwargs: Any) -> None:
     check_arguments(*args, **kwargs)
 
 
-def implement_by_triton(namespace: str, key: str) -> None:
+def implement_without_cuda(namespace: str, key: str) -> None:
     """Make the Triton kernels the implementation of the operators of `namespace` for `key`."""
     from tinyops._triton import gated_upsample_add as kernels
 

@@ -7,7 +7,9 @@
 //  - __shared__ variables are `static`: not cleared or poisoned between blocks. Dynamic shared
 //    memory comes from cudasim::dynamic_shared<T>() and is full of NaN when a block starts.
 //  - Blocks run one after another, and a thread runs until it waits. A loop that spins until some
-//    other thread writes never ends; races show by comparing seeds (TINYOPS_SIM_SEED).
+//    other thread of the block writes must call __nanosleep(), which lets the others run, and one
+//    that waits for a block that has not started never ends; races show by comparing seeds
+//    (TINYOPS_SIM_SEED).
 //  - Device code is host code: no limit on registers, and host maths instead of the fast kind.
 #pragma once
 
@@ -176,6 +178,10 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
                                    cudaStream_t = nullptr) {
   if ((!to || !from) && bytes) return cudasim::remember(cudaErrorInvalidValue);
   if (bytes) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return cudaSuccess;
 }
 

@@ -42,6 +42,10 @@ inline int __syncthreads_and(int predicate) {
   return came == agreed;
 }
 
+inline void __nanosleep(unsigned) {
+  cudasim::executor.give_way();
+}
+
 inline void __syncwarp(unsigned mask = ~0u) {
   cudasim::executor.sync_warp(cudasim::Wait::syncwarp, mask);
 }

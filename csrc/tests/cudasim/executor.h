@@ -73,6 +73,9 @@ class Executor {
   // lane `source` (all bits set if it takes no part), or the ballot of the predicates given.
   uint64_t sync_warp(Wait kind, unsigned mask, uint64_t given = 0, unsigned source = 0);
 
+  // Lets the other threads of the block run: inside a loop that waits for what they write.
+  void give_way();
+
   unsigned lane() { return self().number % 32; }
   void* shared() { return self(), shared_.get(); }
 
@@ -233,6 +236,12 @@ inline std::pair<unsigned, unsigned> Executor::sync_block(bool predicate) {
   if (at_barrier_ == live_) release_block();
   suspend();
   return last_barrier_;  // still ours: the next barrier cannot be released without this thread
+}
+
+inline void Executor::give_way() {
+  Thread& me = prepare_to_wait();
+  runnable_.push_last(me.number);
+  suspend();
 }
 
 inline void Executor::make_all_runnable() {

@@ -73,6 +73,13 @@ class Schedule {
     }
   }
 
+  // Adds a thread that gives way to all that are runnable.
+  void push_last(unsigned thread) {
+    if (depth_first_) --head_;
+    at(depth_first_ ? head_ : head_ + count_) = static_cast<uint16_t>(thread);
+    ++count_;
+  }
+
   // Adds lanes_of(warp) for each warp, one warp after the other.
   template <typename LanesOf>
   void push_warps(unsigned warps, LanesOf lanes_of) {

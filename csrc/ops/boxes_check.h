@@ -1,0 +1,86 @@
+// Argument checks that every box operator shares: sizes, types and devices, not values.
+// tinyops/ops/_boxes.py says the same to the fake kernels.
+#pragma once
+#include "../torch_util.h"
+#include "boxes.h"
+
+namespace tinyops {
+
+// The kernels compute in float64 for float64 and in float32 for everything narrower.
+inline ScalarType compute_dtype(ScalarType t) {
+  return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+inline Tensor to_compute(const Tensor& t) {
+  const ScalarType dtype = compute_dtype(t.scalar_type());
+  const Tensor same = t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+  return same.is_contiguous() ? same : torch::stable::contiguous(same);
+}
+inline Tensor to_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+inline OptionalTensor to_contiguous(const OptionalTensor& t) {
+  return t ? OptionalTensor(to_contiguous(*t)) : std::nullopt;
+}
+
+// Calls f with a zero of the compute type.
+template <typename F>
+decltype(auto) for_compute_dtype(ScalarType t, F&& f) {
+  if (t == ScalarType::Double) return f(double{});
+  return f(float{});
+}
+
+// [K, 4] of a float type. Indices are 32-bit inside the kernels. Returns K.
+inline int64_t check_boxes(const char* op, const char* name, const Tensor& boxes) {
+  check(boxes.dim() == 2 && boxes.size(1) == 4, op, ": ", name, " must be [K, 4], got ",
+        shape_text(boxes));
+  check(is_float_dtype(boxes.scalar_type()), op, ": ", name,
+        " must be float32, float64, float16 or bfloat16, got ", dtype_text(boxes.scalar_type()));
+  check(boxes.size(0) < (int64_t{1} << 31), op, ": ", name, " must have fewer than 2^31 rows, got ",
+        boxes.size(0));
+  return boxes.size(0);
+}
+
+// One value per box, on the device of the boxes.
+inline void check_per_box(const char* op, const char* name, const Tensor& x, const char* leader,
+                          const Tensor& boxes) {
+  check(x.dim() == 1 && x.size(0) == boxes.size(0), op, ": ", name, " must be [", boxes.size(0),
+        "] like ", leader, ", got ", shape_text(x));
+  check(x.device() == boxes.device(), op, ": ", name, " must be on ", device_text(boxes), " like ",
+        leader, ", got ", device_text(x));
+}
+inline void check_scores(const char* op, const char* name, const Tensor& scores, const char* leader,
+                         const Tensor& boxes) {
+  check_per_box(op, name, scores, leader, boxes);
+  check(is_float_dtype(scores.scalar_type()), op, ": ", name,
+        " must be float32, float64, float16 or bfloat16, got ", dtype_text(scores.scalar_type()));
+}
+inline void check_ids(const char* op, const char* name, const Tensor& ids, const char* leader,
+                      const Tensor& boxes) {
+  check_per_box(op, name, ids, leader, boxes);
+  check(ids.scalar_type() == ScalarType::Long, op, ": ", name, " must be int64, got ",
+        dtype_text(ids.scalar_type()));
+}
+inline void check_ids(const char* op, const char* name, const OptionalTensor& ids,
+                      const char* leader, const Tensor& boxes) {
+  if (ids) check_ids(op, name, *ids, leader, boxes);
+}
+
+// Not `<` and `>`: NaN must fail.
+inline void check_fraction(const char* op, const char* name, double x) {
+  check(x >= 0 && x <= 1, op, ": ", name, " must be in [0, 1], got ", x);
+}
+
+// ---- Values: what the kernels found, said in words ---------------------------------------------
+
+template <typename T>
+[[noreturn]] void refuse_box(const char* op, const char* name, const Box<T>& b, int64_t index) {
+  check(false, op, ": ", name, " must be finite with x1 <= x2 and y1 <= y2, got [", b.x1, ", ",
+        b.y1, ", ", b.x2, ", ", b.y2, "] at index ", index);
+  __builtin_unreachable();
+}
+[[noreturn]] inline void refuse_nan(const char* op, const char* name, int64_t index) {
+  check(false, op, ": ", name, " must not be NaN, got nan at index ", index);
+  __builtin_unreachable();
+}
+
+}  // namespace tinyops
