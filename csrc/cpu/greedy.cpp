@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -142,40 +143,143 @@ class Buckets {
   std::unique_ptr<uint32_t[]> next_;
 };
 
-// One group: boxes of one label in one image, order[0..n), best first.
+// A run with all its memory.
+template <typename T>
+class Group {
+ public:
+  // Boxes of one label in one image: order[0..n), best first.
+  Group(const Problem<T>& p, const int32_t* order, int64_t n, int64_t* keep, int64_t most) {
+    run.boxes = p.boxes;
+    run.order = order;
+    run.n = n;
+    run.rule = p.rule;
+    run.threshold = round_down<T>(p.iou_threshold);
+    run.ios_threshold = round_down<T>(p.ios_threshold);
+    run.around = p.rule == Rule::kIos || p.iou_threshold < kAroundThreshold;
+    run.legacy = p.offset != 0;
+    run.tiles = p.tiles;
+    run.truncated = p.truncated;
+    run.keep = keep;
+    run.most = most;
+    lay_out_axes(run, n == p.n ? nullptr : order);
+    allocate(n / 2 + 64);
+  }
+  // The same grid, empty.
+  Group(const Group& like, int64_t* keep) : run(like.run) {
+    run.keep = keep;
+    allocate(64);
+  }
+  Group(Group&&) = default;
+
+  void grow() { buckets_.grow(run, 2 * int64_t{run.capacity}); }
+
+  Run<T> run;
+
+ private:
+  void allocate(int64_t capacity) {
+    heads_.reset(new uint32_t[lay_out_tables(run)]());
+    run.heads = heads_.get();
+    run.used = 0;
+    buckets_.grow(run, capacity);
+    run.used = 1;  // bucket 0: empty places overlap nothing
+    std::fill_n(run.buckets[0].x1, 2 * kBucketBoxes, std::numeric_limits<T>::max());
+    std::fill_n(run.buckets[0].x2, 2 * kBucketBoxes, std::numeric_limits<T>::lowest());
+    run.next[0] = 0;
+  }
+
+  std::unique_ptr<uint32_t[]> heads_;
+  Buckets<T> buckets_;
+};
+
 template <typename T>
 int64_t suppress_group(const Problem<T>& p, const int32_t* order, int64_t n, int64_t* keep,
                        int64_t most) {
   if (n == 0 || most == 0) return 0;
-  Run<T> run;
-  run.boxes = p.boxes;
-  run.order = order;
-  run.n = n;
-  run.rule = p.rule;
-  run.threshold = round_down<T>(p.iou_threshold);
-  run.ios_threshold = round_down<T>(p.ios_threshold);
-  run.around = p.rule == Rule::kIos || p.iou_threshold < kAroundThreshold;
-  run.legacy = p.offset != 0;
-  run.tiles = p.tiles;
-  run.truncated = p.truncated;
-  run.keep = keep;
-  run.most = most;
-  lay_out_axes(run, n == p.n ? nullptr : order);
-  const std::unique_ptr<uint32_t[]> heads(new uint32_t[lay_out_tables(run)]());
-  run.heads = heads.get();
-  Buckets<T> buckets;
-  run.used = 0;
-  buckets.grow(run, n / 2 + 64);
-  run.used = 1;  // bucket 0: empty places overlap nothing
-  std::fill_n(run.buckets[0].x1, 2 * kBucketBoxes, std::numeric_limits<T>::max());
-  std::fill_n(run.buckets[0].x2, 2 * kBucketBoxes, std::numeric_limits<T>::lowest());
-  run.next[0] = 0;
+  Group<T> group(p, order, n, keep, most);
+  Run<T>& run = group.run;
   for (;;) {
     for_isa(cpu_isa(), [&](auto isa) { advance<isa.value>(run); });
-    if (run.position >= n || run.kept == most) return run.kept;
-    buckets.grow(run, 2 * int64_t{run.capacity});
+    if (run.position >= n || run.kept == most) break;
+    group.grow();
   }
+  if (p.compared) std::atomic_ref(*p.compared) += run.compared;
+  return run.kept;
 }
+
+// ---- Strips: one group on several threads -------------------------------------------------------
+
+// Lower edges of `count` strips with about as many boxes each.
+template <typename T>
+std::vector<T> cut(const Problem<T>& p, int64_t count) {
+  std::vector<T> sample;
+  for (int64_t k = 0; k < p.n; k += p.n / kSample + 1)
+    sample.push_back(p.boxes[k].y1 * T(0.5) + p.boxes[k].y2 * T(0.5));
+  std::sort(sample.begin(), sample.end());
+  std::vector<T> edges{-std::numeric_limits<T>::infinity()};
+  for (int64_t k = 1; k < count; ++k) edges.push_back(sample[k * sample.size() / count]);
+  edges.push_back(std::numeric_limits<T>::infinity());
+  return edges;
+}
+
+// Sets kept[index] of every box that is.
+template <typename T>
+void suppress_in_strips(const Problem<T>& p, const Parallel& parallel, uint8_t* kept) {
+  const int64_t strips = parallel.threads;
+  const std::vector<T> edges = cut(p, strips);
+  std::vector<std::vector<int64_t>> put_off(strips);
+  std::vector<int64_t> compared(strips);
+  const T height = [&] {
+    T most = 0;
+    for (int64_t k = 0; k < p.n; ++k) most = larger(most, p.boxes[k].y2 - p.boxes[k].y1);
+    return most + static_cast<T>(p.offset);
+  }();
+  parallel.run(strips, [&](int64_t s) {
+    std::vector<int32_t> order;
+    order.reserve(p.n / strips + p.n / 8);
+    for (int64_t k = 0; k < p.n; ++k) {
+      const Box<T>& b = p.boxes[p.order[k]];
+      const T y = b.y1 * T(0.5) + b.y2 * T(0.5);
+      if ((s == 0 || y >= edges[s]) && !(y >= edges[s + 1])) order.push_back(p.order[k]);
+    }
+    const auto n = static_cast<int64_t>(order.size());
+    if (n == 0) return;
+    const auto keep = std::make_unique_for_overwrite<int64_t[]>(n);
+    put_off[s].resize(n);
+    Group<T> group(p, order.data(), n, keep.get(), n), waiting(group, put_off[s].data());
+    Run<T>& run = group.run;
+    Strip<T> strip{edges[s], edges[s + 1], height, waiting.run};
+    for (;;) {
+      for_isa(cpu_isa(), [&](auto isa) { advance_strip<isa.value>(run, strip); });
+      if (run.position >= n) break;
+      if (strip.short_of_buckets) {
+        waiting.run = strip.put_off;
+        waiting.grow();
+        strip.put_off = waiting.run;
+      } else {
+        group.grow();
+      }
+    }
+    for (int64_t k = 0; k < run.kept; ++k) kept[keep[k]] = 1;
+    put_off[s].resize(strip.put_off.kept);
+    compared[s] = run.compared + strip.put_off.compared;
+  });
+  if (p.compared) *p.compared += std::accumulate(compared.begin(), compared.end(), int64_t{0});
+
+  std::vector<uint8_t> waits(p.n);
+  int64_t n = 0;
+  for (const auto& some : put_off)
+    for (const int64_t k : some) waits[k] = 1, ++n;
+  std::vector<int32_t> order;
+  order.reserve(n);
+  for (int64_t k = 0; k < p.n; ++k)
+    if (waits[p.order[k]]) order.push_back(p.order[k]);
+  const auto keep = std::make_unique_for_overwrite<int64_t[]>(n);
+  const int64_t found = suppress_group(p, order.data(), n, keep.get(), n);
+  for (int64_t k = 0; k < found; ++k) kept[keep[k]] = 1;
+}
+
+// ---- Groups
+// ---------------------------------------------------------------------------------------
 
 // Positions of `order` sorted by group, and where each group starts.
 struct Groups {
@@ -233,23 +337,31 @@ Groups sort_by_group(const Problem<T>& p) {
   return g;
 }
 
+// Sets kept[index] of every box that is.
+template <typename T>
+void suppress_by_group(const Problem<T>& p, const Parallel& parallel, uint8_t* kept) {
+  const Groups groups = sort_by_group(p);
+  const auto count = static_cast<int64_t>(groups.starts.size()) - 1;
+  const auto keep = std::make_unique_for_overwrite<int64_t[]>(p.n);
+  parallel.run(count, [&](int64_t g) {
+    const int64_t start = groups.starts[g], n = groups.starts[g + 1] - start;
+    const int64_t found = suppress_group(p, groups.order.get() + start, n, keep.get() + start, n);
+    for (int64_t k = start; k < start + found; ++k) kept[keep[k]] = 1;
+  });
+}
+
 }  // namespace
 
 template <typename T>
 int64_t suppress(const Problem<T>& p, int64_t* keep, int64_t most, const Parallel& parallel) {
-  if (!p.labels && !p.image_ids) return suppress_group(p, p.order, p.n, keep, most);
-  const Groups groups = sort_by_group(p);
-  const auto count = static_cast<int64_t>(groups.starts.size()) - 1;
+  const bool grouped = p.labels || p.image_ids;
+  const bool threads = p.n >= kThreadBoxes && parallel.threads > 1;
+  if (!grouped && !threads) return suppress_group(p, p.order, p.n, keep, most);
   const auto kept = std::make_unique<uint8_t[]>(p.n);
-  const auto kept_of_group = std::make_unique_for_overwrite<int64_t[]>(p.n);
-  parallel(p.n < kThreadBoxes ? 1 : count, count, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      const int64_t start = groups.starts[g], n = groups.starts[g + 1] - start;
-      int64_t* const mine = kept_of_group.get() + start;
-      const int64_t found = suppress_group(p, groups.order.get() + start, n, mine, n);
-      for (int64_t k = 0; k < found; ++k) kept[mine[k]] = 1;
-    }
-  });
+  if (grouped)
+    suppress_by_group(p, threads ? parallel : Parallel{}, kept.get());
+  else
+    suppress_in_strips(p, parallel, kept.get());
   int64_t found = 0;
   for (int64_t k = 0; k < p.n && found < most; ++k)
     if (kept[p.order[k]]) keep[found++] = p.order[k];

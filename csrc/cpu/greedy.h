@@ -26,11 +26,17 @@ struct Problem {
   const int64_t* image_ids = nullptr;  // [n] or null; nor do boxes of different images
   const int32_t* tiles = nullptr;      // [n], kStitch
   const uint8_t* truncated = nullptr;  // [n] of 0 and 1, kStitch; in `order` they come last
+  int64_t* compared = nullptr;         // if given, buckets of 8 boxes that were compared are added
 };
 
-// Calls body(begin, end) for parts of [0, n), several at a time if `pieces` is more than 1.
-using Parallel = std::function<void(int64_t pieces, int64_t n,
-                                    const std::function<void(int64_t, int64_t)>& body)>;
+// run(n, body) calls body(0) to body(n - 1), several at a time if `threads` is more than 1.
+struct Parallel {
+  int64_t threads = 1;
+  std::function<void(int64_t n, const std::function<void(int64_t)>& body)> run =
+      [](int64_t n, const std::function<void(int64_t)>& body) {
+        for (int64_t k = 0; k < n; ++k) body(k);
+      };
+};
 
 // Writes the indices of the kept boxes, best first, at most `most` of them; returns how many.
 template <typename T>

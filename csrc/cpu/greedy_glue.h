@@ -5,11 +5,13 @@
 
 namespace tinyops::greedy {
 
-inline void on_torch_threads(int64_t pieces, int64_t n,
-                             const std::function<void(int64_t, int64_t)>& body) {
-  if (pieces <= 1) return body(0, n);
-  const int64_t grain = std::max<int64_t>(1, ceil_div(n, pieces));
-  torch::stable::parallel_for(0, n, grain, body);
+inline Parallel torch_threads() {
+  return {static_cast<int64_t>(torch::stable::get_num_threads()),
+          [](int64_t n, const std::function<void(int64_t)>& body) {
+            torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t k = begin; k < end; ++k) body(k);
+            });
+          }};
 }
 
 }  // namespace tinyops::greedy

@@ -6,6 +6,9 @@
 #include <immintrin.h>
 #endif
 
+// A lambda that is part of its caller: like a function, see the remark on linkage in simd.h.
+#define TINYOPS_INLINE __attribute__((always_inline))
+
 namespace tinyops::greedy {
 namespace {
 
@@ -164,15 +167,19 @@ TINYOPS_HD uint32_t slot_of(const Run<T>& run, const Table& table, int32_t i, in
          run.shift;
 }
 
-// How far from the centre of a kept box of this size the centre of a box can lie that it
-// suppresses, among those that meet it in `level`.
+// How far from the centre of a box of this size the centre of one can lie that makes it go, or that
+// it makes go, if that is at most `most` large.
 template <typename T>
-TINYOPS_HD T reach(const Run<T>& run, const Axis<T>& axis, int level, T size, T slack) {
-  const T t = run.threshold;
-  const T most = smaller(axis.size[level], size / t * T(1.001));  // of the other box
+TINYOPS_HD T reach(T size, T most, T t, T slack) {
   const T other = most < size || t < T(0.5) ? most : size;
   const T r = (size + other) * T(0.5) - t * larger(size, other);
   return r * T(1.0001) + size * T(1e-5) + slack;
+}
+// Among boxes that meet it in `level`.
+template <typename T>
+TINYOPS_HD T reach_in(const Run<T>& run, const Axis<T>& axis, int level, T size, T slack) {
+  const T t = run.threshold;
+  return reach(size, smaller(axis.size[level], size / t * T(1.001)), t, slack);
 }
 
 // ---- Looking for and entering boxes
@@ -263,8 +270,8 @@ struct Window {
 
 template <typename T>
 TINYOPS_HD Window window_of(const Run<T>& run, int a, int b, const Candidate<T>& c) {
-  const T rx = run.around ? T(0) : reach(run, run.x, a, c.width, c.x_slack());
-  const T ry = run.around ? T(0) : reach(run, run.y, b, c.height, c.y_slack());
+  const T rx = run.around ? T(0) : reach_in(run, run.x, a, c.width, c.x_slack());
+  const T ry = run.around ? T(0) : reach_in(run, run.y, b, c.height, c.y_slack());
   return {b * kMostLevels + a, cell(run.x, a, c.x() - rx), cell(run.x, a, c.x() + rx),
           cell(run.y, b, c.y() - ry), cell(run.y, b, c.y() + ry)};
 }
@@ -313,11 +320,17 @@ TINYOPS_HD Candidate<T> candidate(const Run<T>& run, const Box<T>& box, int32_t 
 }
 
 template <Rule rule, bool legacy, typename T>
-void advance_as(Run<T>& run) {
+TINYOPS_HD bool any_entered(Run<T>& run, uint32_t slot, bool flat, const Candidate<T>& c) {
+  if (run.around || (rule == Rule::kStitch && c.truncated)) return any_around<rule, legacy>(run, c);
+  return flat ? any_in_slot<rule, legacy>(run, slot, c) : any_above<rule, legacy>(run, c);
+}
+
+// Calls decide(index, candidate, slot) for the boxes from run.position on, until it says no.
+template <Rule rule, bool legacy, typename T, typename Decide>
+TINYOPS_HD void walk(Run<T>& run, const Decide& decide) {
   Box<T> block[kBlock];
   uint32_t slots[kBlock + kAhead];
-  const bool flat = run.x.levels == 1 && run.y.levels == 1;
-  while (run.position < run.n && run.kept < run.most) {
+  while (run.position < run.n) {
     const int count = static_cast<int>(smaller<int64_t>(kBlock, run.n - run.position));
     const int32_t* order = run.order + run.position;
     for (int k = 0; k < count; ++k) {
@@ -332,21 +345,82 @@ void advance_as(Run<T>& run) {
           reinterpret_cast<const char*>(run.buckets + (run.heads[slots[k + kAhead]] >> 4));
       for (size_t line = 0; line < sizeof(Bucket<T>); line += 64) __builtin_prefetch(ahead + line);
       const auto c = candidate<rule, legacy>(run, block[k], order[k]);
-      const bool around = run.around || (rule == Rule::kStitch && c.truncated);
-      const bool goes = around ? any_around<rule, legacy>(run, c)
-                        : flat ? any_in_slot<rule, legacy>(run, slots[k], c)
-                               : any_above<rule, legacy>(run, c);
-      if (goes) continue;
-      if (!enter<rule>(run, c)) {  // to be decided again, with more buckets
+      if (!decide(order[k], c, slots[k])) {
         run.position += k;
         return;
       }
-      run.keep[run.kept++] = order[k];
-      if (run.kept == run.most) return;
     }
     run.position += count;
   }
 }
+
+template <Rule rule, bool legacy, typename T>
+void advance_as(Run<T>& run) {
+  const bool flat = run.x.levels == 1 && run.y.levels == 1;
+  walk<rule, legacy>(run, [&](int32_t index, const Candidate<T>& c, uint32_t slot) TINYOPS_INLINE {
+    if (any_entered<rule, legacy>(run, slot, flat, c)) return true;
+    if (run.kept == run.most || !enter<rule>(run, c)) return false;
+    run.keep[run.kept++] = index;
+    return true;
+  });
+}
+
+// Whether a box of another strip could make it go.
+template <typename T>
+TINYOPS_HD bool crosses(const Run<T>& run, const Strip<T>& strip, const Candidate<T>& c) {
+  T r = (c.height + strip.height) * T(0.5001) + c.y_slack();
+  const T t = run.threshold;
+  if (!run.around && !c.truncated)
+    r = smaller(r, reach(c.height, smaller(strip.height, c.height / t * T(1.001)), t, c.y_slack()));
+  return c.y() - r < strip.low || c.y() + r >= strip.high;
+}
+
+template <Rule rule, bool legacy, typename T>
+void advance_strip_as(Run<T>& run, Strip<T>& strip) {
+  const bool flat = run.x.levels == 1 && run.y.levels == 1;
+  Run<T>& put_off = strip.put_off;
+  walk<rule, legacy>(run, [&](int32_t index, const Candidate<T>& c, uint32_t slot) TINYOPS_INLINE {
+    if (any_entered<rule, legacy>(run, slot, flat, c)) return true;
+    const bool wait = crosses(run, strip, c) || any_entered<rule, legacy>(put_off, slot, flat, c);
+    Run<T>& where = wait ? put_off : run;
+    if (!enter<rule>(where, c)) {
+      strip.short_of_buckets = wait;
+      return false;
+    }
+    where.keep[where.kept++] = index;
+    return true;
+  });
+}
+
+// Calls f with rule and legacy as constants.
+template <typename F>
+TINYOPS_HD void for_rule(Rule rule, bool legacy, const F& f) {
+  switch (rule) {
+    case Rule::kIou:
+      return legacy ? f.template run<Rule::kIou, true>() : f.template run<Rule::kIou, false>();
+    case Rule::kIos:
+      return legacy ? f.template run<Rule::kIos, true>() : f.template run<Rule::kIos, false>();
+    case Rule::kStitch: return f.template run<Rule::kStitch, false>();
+  }
+}
+
+template <typename T>
+struct Advance {
+  Run<T>& all;
+  template <Rule rule, bool legacy>
+  TINYOPS_HD void run() const {
+    advance_as<rule, legacy>(all);
+  }
+};
+template <typename T>
+struct AdvanceStrip {
+  Run<T>& all;
+  Strip<T>& strip;
+  template <Rule rule, bool legacy>
+  TINYOPS_HD void run() const {
+    advance_strip_as<rule, legacy>(all, strip);
+  }
+};
 
 }  // namespace
 
@@ -371,19 +445,18 @@ Extremes<T> extremes(const Box<T>* boxes, const int32_t* order, int64_t n) {
 
 template <Isa isa, typename T>
 void advance(Run<T>& run) {
-  const bool legacy = run.legacy;
-  switch (run.rule) {
-    case Rule::kIou:
-      return legacy ? advance_as<Rule::kIou, true>(run) : advance_as<Rule::kIou, false>(run);
-    case Rule::kIos:
-      return legacy ? advance_as<Rule::kIos, true>(run) : advance_as<Rule::kIos, false>(run);
-    case Rule::kStitch: return advance_as<Rule::kStitch, false>(run);
-  }
+  for_rule(run.rule, run.legacy, Advance<T>{run});
+}
+template <Isa isa, typename T>
+void advance_strip(Run<T>& run, Strip<T>& strip) {
+  for_rule(run.rule, run.legacy, AdvanceStrip<T>{run, strip});
 }
 
 template Extremes<float> extremes<kIsa>(const Box<float>*, const int32_t*, int64_t);
 template Extremes<double> extremes<kIsa>(const Box<double>*, const int32_t*, int64_t);
 template void advance<kIsa, float>(Run<float>&);
 template void advance<kIsa, double>(Run<double>&);
+template void advance_strip<kIsa, float>(Run<float>&, Strip<float>&);
+template void advance_strip<kIsa, double>(Run<double>&, Strip<double>&);
 
 }  // namespace tinyops::greedy

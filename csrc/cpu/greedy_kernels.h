@@ -97,6 +97,19 @@ struct Extremes {
 template <Isa isa, typename T>
 Extremes<T> extremes(const Box<T>* boxes, const int32_t* order, int64_t n);
 
+// Part of a group, so that several threads can work on it: the boxes whose centre's y is in
+// [low, high). Boxes that one of another strip could make go are put off, and so are those that
+// overlap a better one that is: they only meet each other, and can be decided afterwards.
+template <typename T>
+struct Strip {
+  T low, high;
+  T height;  // of the highest box of the group
+  Run<T> put_off;
+  bool short_of_buckets = false;  // put_off is, and not the strip's own run
+};
+template <Isa isa, typename T>
+void advance_strip(Run<T>& run, Strip<T>& strip);
+
 // Goes on until all boxes are decided, `most` are kept, or `capacity` may not do for the next box.
 template <Isa isa, typename T>
 void advance(Run<T>& run);

@@ -32,7 +32,7 @@ int64_t run(const char* op, const Tensor& boxes, const Tensor& scores, double io
     p.offset = static_cast<int>(offset);
     p.labels = data<int64_t>(l);
     p.image_ids = data<int64_t>(i);
-    return greedy::suppress(p, keep, most, greedy::on_torch_threads);
+    return greedy::suppress(p, keep, most, greedy::torch_threads());
   });
 }
 
