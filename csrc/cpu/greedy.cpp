@@ -9,10 +9,12 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
 #include "greedy_kernels.h"
+#include "greedy_layout.h"
 
 namespace tinyops::greedy {
 namespace {
@@ -20,10 +22,9 @@ namespace {
 // Cells are this many times as large as a typical box: larger ones hold more boxes to compare,
 // smaller ones have kept boxes entered in more of them.
 constexpr double kCellBoxes = 4;
-// The largest box of a level is so many cells long.
-constexpr int kLevelCells = 2;
-// Sizes are judged by at most so many boxes.
-constexpr int64_t kSample = 1024;
+// In a crowd cells become smaller: where the last boxes were compared with more buckets than this.
+constexpr int64_t kCrowded = 4;
+constexpr int kMostRefinements = 4;
 // Up to so many boxes need no grid.
 constexpr int64_t kOneCell = 64;
 // From so many boxes on, threads pay.
@@ -35,84 +36,6 @@ template <typename T>
 T round_down(double x) {
   const T y = static_cast<T>(x);
   return static_cast<double>(y) > x ? std::nextafter(y, std::numeric_limits<T>::lowest()) : y;
-}
-
-// The extent that few boxes are much smaller than; `extents` are of a sample of a group.
-template <typename T>
-T typical(std::array<T, kSample>& extents, int64_t n) {
-  const auto begin = extents.begin(), end = begin + n;
-  std::nth_element(begin, begin + n / 2, end);
-  T x = extents[n / 2];
-  // Many boxes that are small against a cell would all have to be compared.
-  while (x > 0 && std::count_if(begin, end, [&](T e) { return e < x / 16; }) > n / 64) x /= 4;
-  return x;
-}
-
-template <typename T>
-Axis<T> lay_out(T typical, T low, T high, T size) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  const T most = extent_of(size, slack_of(low, high));
-  Axis<T> axis;
-  T cell = larger(typical * T(kCellBoxes), std::numeric_limits<T>::min() * T(1024));
-  axis.origin = low;
-  axis.levels = 0;
-  do {
-    const int level = axis.levels++;
-    axis.size[level] = cell * kLevelCells;
-    axis.inverse[level] = 1 / cell;
-    axis.last[level] = static_cast<T>(std::min((double{high} - low) / cell, 0x1p20));
-    cell *= 4;
-  } while (axis.size[axis.levels - 1] < most && axis.levels < kMostLevels);
-  const int top = axis.levels - 1;
-  if (axis.size[top] < most) axis.size[top] = kInfinity, axis.inverse[top] = axis.last[top] = 0;
-  return axis;
-}
-
-// `order` may be null if it is all boxes.
-template <typename T>
-void lay_out_axes(Run<T>& run, const int32_t* order) {
-  if (run.n <= kOneCell) {
-    for (Axis<T>* axis : {&run.x, &run.y}) {
-      axis->size[0] = std::numeric_limits<T>::infinity();
-      axis->inverse[0] = axis->last[0] = 0;
-    }
-    return;
-  }
-  const Extremes<T> e =
-      for_isa(cpu_isa(), [&](auto isa) { return extremes<isa.value>(run.boxes, order, run.n); });
-  const T offset = run.legacy ? T(1) : T(0);
-  std::array<T, kSample> widths, heights;
-  const int64_t taken = std::min(run.n, kSample);
-  for (int64_t k = 0; k < taken; ++k) {
-    const Box<T>& b = run.boxes[run.order[k * run.n / taken]];
-    widths[k] = extent_of(b.x2 - b.x1 + offset, slack_of(b.x1, b.x2));
-    heights[k] = extent_of(b.y2 - b.y1 + offset, slack_of(b.y1, b.y2));
-  }
-  run.x = lay_out(typical(widths, taken), e.low_x, e.high_x, e.width + offset);
-  run.y = lay_out(typical(heights, taken), e.low_y, e.high_y, e.height + offset);
-}
-
-// Rows of cells where those are not many more than boxes, else a hash table.
-template <typename T>
-int64_t lay_out_tables(Run<T>& run) {
-  const auto cells = [](const Axis<T>& axis, int k) { return int64_t(axis.last[k]) + 1; };
-  int64_t total = 0;
-  for (int b = 0; b < run.y.levels; ++b) {
-    for (int a = 0; a < run.x.levels; ++a) {
-      Table& table = run.tables[b * kMostLevels + a];
-      table = {1, static_cast<uint32_t>(cells(run.x, a)), static_cast<uint32_t>(total)};
-      total += cells(run.x, a) * cells(run.y, b);
-    }
-  }
-  run.shift = 0;
-  if (total <= 4 * run.n + 64) return total;
-  // The fractional parts of multiples of these spread points of the plane evenly: powers of the
-  // inverse of the plastic number (Roberts, 2018, the R2 sequence), and of the golden ratio.
-  constexpr uint32_t kX = 3242174889u, kY = 2447445414u, kTable = 2654435769u;
-  const int bits = std::bit_width(static_cast<uint64_t>(2 * run.n));
-  for (uint32_t k = 0; k < kMostLevels * kMostLevels; ++k) run.tables[k] = {kX, kY, k * kTable};
-  run.shift = 32 - bits;
-  return int64_t{1} << bits;
 }
 
 // The memory of the buckets, which grows as they are used up.
@@ -161,23 +84,46 @@ class Group {
     run.truncated = p.truncated;
     run.keep = keep;
     run.most = most;
-    lay_out_axes(run, n == p.n ? nullptr : order);
+    if (n > kOneCell) std::tie(x_, y_) = survey(run, n == p.n ? nullptr : order);
     allocate(n / 2 + 64);
   }
   // The same grid, empty.
-  Group(const Group& like, int64_t* keep) : run(like.run) {
+  Group(const Group& like, int64_t* keep)
+      : run(like.run), x_(like.x_), y_(like.y_), cell_boxes_(like.cell_boxes_) {
     run.keep = keep;
     allocate(64);
   }
-  Group(Group&&) = default;
 
   void grow() { buckets_.grow(run, 2 * int64_t{run.capacity}); }
+
+  // Sets where to pause next. Call it at a pause: true if cells should be finer from there on.
+  bool wants_refinement() {
+    const int64_t decided = run.position - last_position_;
+    const bool crowded = run.compared - last_compared_ > kCrowded * decided;
+    last_position_ = run.position;
+    last_compared_ = run.compared;
+    run.pause = std::min(run.n, run.position + std::max<int64_t>(4096, run.n / 16));
+    return crowded && decided > 0 && run.n > kOneCell && run.n - run.position > run.kept &&
+           refinements_ < kMostRefinements;
+  }
+  void refine() {
+    ++refinements_;
+    cell_boxes_ /= 2;
+    allocate(run.capacity);
+    for (int64_t done = 0; done < run.kept;) {
+      done = for_isa(cpu_isa(), [&](auto isa) { return enter_kept<isa.value>(run, done); });
+      if (done < run.kept) grow();
+    }
+  }
 
   Run<T> run;
 
  private:
   void allocate(int64_t capacity) {
-    heads_.reset(new uint32_t[lay_out_tables(run)]());
+    run.x = run.n <= kOneCell ? one_cell<T>() : lay_out(x_, cell_boxes_);
+    run.y = run.n <= kOneCell ? one_cell<T>() : lay_out(y_, cell_boxes_);
+    heads_.reset();
+    heads_.reset(new uint32_t[lay_out_tables(run, x_, y_)]());
     run.heads = heads_.get();
     run.used = 0;
     buckets_.grow(run, capacity);
@@ -187,6 +133,10 @@ class Group {
     run.next[0] = 0;
   }
 
+  Survey<T> x_{}, y_{};
+  double cell_boxes_ = kCellBoxes;
+  int refinements_ = 0;
+  int64_t last_position_ = 0, last_compared_ = 0;
   std::unique_ptr<uint32_t[]> heads_;
   Buckets<T> buckets_;
 };
@@ -197,10 +147,13 @@ int64_t suppress_group(const Problem<T>& p, const int32_t* order, int64_t n, int
   if (n == 0 || most == 0) return 0;
   Group<T> group(p, order, n, keep, most);
   Run<T>& run = group.run;
-  for (;;) {
+  run.pause = 0;
+  while (run.position < n && run.kept < most) {
+    if (run.position < run.pause)
+      group.grow();
+    else if (group.wants_refinement())
+      group.refine();
     for_isa(cpu_isa(), [&](auto isa) { advance<isa.value>(run); });
-    if (run.position >= n || run.kept == most) break;
-    group.grow();
   }
   if (p.compared) std::atomic_ref(*p.compared) += run.compared;
   return run.kept;
@@ -248,20 +201,17 @@ void suppress_in_strips(const Problem<T>& p, const Parallel& parallel, uint8_t* 
     Group<T> group(p, order.data(), n, keep.get(), n), waiting(group, put_off[s].data());
     Run<T>& run = group.run;
     Strip<T> strip{edges[s], edges[s + 1], height, waiting.run};
-    for (;;) {
+    run.pause = 0;
+    while (run.position < n) {
+      if (run.position < run.pause)
+        (strip.short_of_buckets ? waiting : group).grow();
+      else if (group.wants_refinement())
+        group.refine(), waiting.refine();
       for_isa(cpu_isa(), [&](auto isa) { advance_strip<isa.value>(run, strip); });
-      if (run.position >= n) break;
-      if (strip.short_of_buckets) {
-        waiting.run = strip.put_off;
-        waiting.grow();
-        strip.put_off = waiting.run;
-      } else {
-        group.grow();
-      }
     }
     for (int64_t k = 0; k < run.kept; ++k) kept[keep[k]] = 1;
-    put_off[s].resize(strip.put_off.kept);
-    compared[s] = run.compared + strip.put_off.compared;
+    put_off[s].resize(waiting.run.kept);
+    compared[s] = run.compared + waiting.run.compared;
   });
   if (p.compared) *p.compared += std::accumulate(compared.begin(), compared.end(), int64_t{0});
 

@@ -1,10 +1,6 @@
 #include "greedy_kernels.h"
 
-#include <cstring>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "greedy_compare.h"
 
 // A lambda that is part of its caller: like a function, see the remark on linkage in simd.h.
 #define TINYOPS_INLINE __attribute__((always_inline))
@@ -16,136 +12,14 @@ constexpr Isa kIsa = static_cast<Isa>(TINYOPS_ISA);
 constexpr int kBlock = 64;  // boxes that are prepared together
 constexpr int kAhead = 4;   // boxes by which buckets are fetched ahead
 
-// Eight lanes, whatever the machine has; GCC splits what is wider than that.
-template <typename T>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(kBucketBoxes * sizeof(T))));
-};
-template <typename T>
-using Lanes = typename LanesOf<T>::type;
-template <typename T>
-using Mask = decltype(Lanes<T>{} < Lanes<T>{});
-
-TINYOPS_HD bool any(Mask<float> m) {
-#if defined(__AVX2__)
-  return _mm256_movemask_ps(reinterpret_cast<__m256>(m)) != 0;
-#else
-  int64_t v[4];
-  memcpy(v, &m, sizeof(m));
-  return (v[0] | v[1] | v[2] | v[3]) != 0;
-#endif
-}
-TINYOPS_HD bool any(Mask<double> m) {
-  int64_t v[8];
-  memcpy(v, &m, sizeof(m));
-  return (v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) != 0;
-}
-
-TINYOPS_HD Lanes<float> lanes_min(Lanes<float> a, Lanes<float> b) {
-#if defined(__AVX2__)
-  return _mm256_min_ps(a, b);
-#else
-  return a < b ? a : b;
-#endif
-}
-TINYOPS_HD Lanes<float> lanes_max(Lanes<float> a, Lanes<float> b) {
-#if defined(__AVX2__)
-  return _mm256_max_ps(a, b);
-#else
-  return a > b ? a : b;
-#endif
-}
-TINYOPS_HD Lanes<double> lanes_min(Lanes<double> a, Lanes<double> b) {
-  return a < b ? a : b;
-}
-TINYOPS_HD Lanes<double> lanes_max(Lanes<double> a, Lanes<double> b) {
-  return a > b ? a : b;
-}
-
-template <typename T>
-TINYOPS_HD Lanes<T> load(const T* p) {
-  return *reinterpret_cast<const Lanes<T>*>(p);
-}
-
-template <typename T>
-TINYOPS_HD T centre(T low, T high) {
-  return low * T(0.5) + high * T(0.5);
-}
-
-// The box that is being decided.
-template <typename T>
-struct Candidate {
-  Box<T> box;
-  T width, height;
-  int32_t tile;
-  bool truncated;
-
-  TINYOPS_HD T x() const { return centre(box.x1, box.x2); }
-  TINYOPS_HD T y() const { return centre(box.y1, box.y2); }
-  TINYOPS_HD T x_slack() const { return slack_of(box.x1, box.x2); }
-  TINYOPS_HD T y_slack() const { return slack_of(box.y1, box.y2); }
-  TINYOPS_HD T x_extent() const { return extent_of(width, x_slack()); }
-  TINYOPS_HD T y_extent() const { return extent_of(height, y_slack()); }
-};
-
-// Exact, and without a division unless a box is about to go: what is clearly below the threshold is
-// sorted out by a product, whose rounding the factor allows for.
-template <typename T>
-constexpr T kBelow = T(1) - T(16) * (sizeof(T) == 8 ? T(0x1p-52) : T(0x1p-23));
-
-template <Rule rule, bool legacy, typename T>
-TINYOPS_HD bool suppresses(const Run<T>& run, uint32_t bucket, const Candidate<T>& c) {
-  const Bucket<T>& b = run.buckets[bucket];
-  const Lanes<T> x1 = load(b.x1), y1 = load(b.y1), x2 = load(b.x2), y2 = load(b.y2), zero = {};
-  const Lanes<T> cx1 = zero + c.box.x1, cy1 = zero + c.box.y1, cx2 = zero + c.box.x2,
-                 cy2 = zero + c.box.y2;
-  Lanes<T> width = lanes_min(x2, cx2) - lanes_max(x1, cx1);
-  Lanes<T> height = lanes_min(y2, cy2) - lanes_max(y1, cy1);
-  Lanes<T> own_width = x2 - x1, own_height = y2 - y1;
-  if constexpr (legacy) {
-    width += T(1);
-    height += T(1);
-    own_width += T(1);
-    own_height += T(1);
-  }
-  const Lanes<T> inter = lanes_max(width, zero) * lanes_max(height, zero);
-  const Lanes<T> area = own_width * own_height;
-  Mask<T> maybe = inter > zero;
-  if constexpr (rule == Rule::kStitch) {
-    const auto tiles = *reinterpret_cast<const Lanes<int32_t>*>(run.bucket_tiles[bucket].tile);
-    const Lanes<int32_t> differ = tiles != c.tile;
-    if constexpr (sizeof(T) == 4)
-      maybe &= differ;
-    else
-      maybe &= __builtin_convertvector(differ, Mask<T>);
-  }
-  if constexpr (rule == Rule::kIos) {
-    const Lanes<T> least = lanes_min(area, zero + c.width * c.height);
-    maybe &= inter >= least * (run.threshold * kBelow<T>);
-    if (!any(maybe)) return false;
-    return any(maybe & (inter / least > run.threshold));
-  } else {
-    const Lanes<T> both = (area + c.width * c.height) - inter;
-    const Mask<T> close = inter >= both * (run.threshold * kBelow<T>);
-    if (rule == Rule::kStitch && c.truncated) {
-      const Lanes<T> least = lanes_min(area, zero + c.width * c.height);
-      const Mask<T> inside = inter >= least * (run.ios_threshold * kBelow<T>);
-      if (!any(maybe & (close | inside))) return false;
-      return any(maybe & ((inter / both > run.threshold) | (inter / least > run.ios_threshold)));
-    }
-    maybe &= close;
-    if (!any(maybe)) return false;
-    return any(maybe & (inter / both > run.threshold));
-  }
-}
-
 // ---- Cells --------------------------------------------------------------------------------------
 
-// Rises with x, whatever x is; NaN is in cell 0.
+// Rises with x, whatever x is; NaN is in the first cell. (Rounding towards 0 only makes cell 0
+// wider.)
 template <typename T>
 TINYOPS_HD int32_t cell(const Axis<T>& axis, int level, T x) {
   const T f = (x - axis.origin) * axis.inverse[level];
-  const T low = f > T(0) ? f : T(0);
+  const T low = f > axis.first[level] ? f : axis.first[level];
   return static_cast<int32_t>(low < axis.last[level] ? low : axis.last[level]);
 }
 
@@ -330,8 +204,8 @@ template <Rule rule, bool legacy, typename T, typename Decide>
 TINYOPS_HD void walk(Run<T>& run, const Decide& decide) {
   Box<T> block[kBlock];
   uint32_t slots[kBlock + kAhead];
-  while (run.position < run.n) {
-    const int count = static_cast<int>(smaller<int64_t>(kBlock, run.n - run.position));
+  while (run.position < run.pause) {
+    const int count = static_cast<int>(smaller<int64_t>(kBlock, run.pause - run.position));
     const int32_t* order = run.order + run.position;
     for (int k = 0; k < count; ++k) {
       const Box<T> b = block[k] = run.boxes[order[k]];
@@ -452,10 +326,27 @@ void advance_strip(Run<T>& run, Strip<T>& strip) {
   for_rule(run.rule, run.legacy, AdvanceStrip<T>{run, strip});
 }
 
+template <Isa isa, typename T>
+int64_t enter_kept(Run<T>& run, int64_t from) {
+  const bool legacy = run.legacy;
+  for (; from < run.kept; ++from) {
+    const auto k = static_cast<int32_t>(run.keep[from]);
+    const Box<T>& b = run.boxes[k];
+    const bool entered = run.rule == Rule::kStitch
+                             ? enter<Rule::kStitch>(run, candidate<Rule::kStitch, false>(run, b, k))
+                         : legacy ? enter<Rule::kIou>(run, candidate<Rule::kIou, true>(run, b, k))
+                                  : enter<Rule::kIou>(run, candidate<Rule::kIou, false>(run, b, k));
+    if (!entered) break;
+  }
+  return from;
+}
+
 template Extremes<float> extremes<kIsa>(const Box<float>*, const int32_t*, int64_t);
 template Extremes<double> extremes<kIsa>(const Box<double>*, const int32_t*, int64_t);
 template void advance<kIsa, float>(Run<float>&);
 template void advance<kIsa, double>(Run<double>&);
+template int64_t enter_kept<kIsa, float>(Run<float>&, int64_t);
+template int64_t enter_kept<kIsa, double>(Run<double>&, int64_t);
 template void advance_strip<kIsa, float>(Run<float>&, Strip<float>&);
 template void advance_strip<kIsa, double>(Run<double>&, Strip<double>&);
 

@@ -47,9 +47,9 @@ template <typename T>
 struct Axis {
   int levels = 1;
   T origin = 0;
-  T size[kMostLevels];     // the largest extent of a level
-  T inverse[kMostLevels];  // 1 / width of its cells; 0: one cell
-  T last[kMostLevels];     // the highest cell
+  T size[kMostLevels];                      // the largest extent of a level
+  T inverse[kMostLevels];                   // 1 / width of its cells; 0: one cell
+  T first[kMostLevels], last[kMostLevels];  // of its cells
 };
 
 // The slot of cell (i, j) is (i*x + j*y + add) >> shift: rows of cells, or a hash of them.
@@ -81,7 +81,7 @@ struct Run {
   uint32_t* next;
   uint32_t used, capacity;
   // How far it is.
-  int64_t position = 0, kept = 0, most;
+  int64_t position = 0, kept = 0, most, pause;
   int64_t* keep;
   int64_t compared = 0;  // buckets looked at
 };
@@ -104,14 +104,20 @@ template <typename T>
 struct Strip {
   T low, high;
   T height;  // of the highest box of the group
-  Run<T> put_off;
+  Run<T>& put_off;
   bool short_of_buckets = false;  // put_off is, and not the strip's own run
 };
+
+// Both go on until `pause` boxes are decided, `most` are kept, or `capacity` may not do for the
+// next.
+template <Isa isa, typename T>
+void advance(Run<T>& run);
 template <Isa isa, typename T>
 void advance_strip(Run<T>& run, Strip<T>& strip);
 
-// Goes on until all boxes are decided, `most` are kept, or `capacity` may not do for the next box.
+// Enters keep[from..kept) anew, into a grid that was laid out again; returns where it had to stop
+// for lack of buckets, or `kept`.
 template <Isa isa, typename T>
-void advance(Run<T>& run);
+int64_t enter_kept(Run<T>& run, int64_t from);
 
 }  // namespace tinyops::greedy
