@@ -26,7 +26,8 @@ def _from_centres(centres: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _tiny(g: torch.Generator, n: int) -> Tensor:
-    return 2 * 10 ** _rand(g, n, 1) * (0.7 + 0.6 * _rand(g, n, 2))  # 2 to 20 px, as persons
+    u = _rand(g, n, 1)
+    return (2 + 18 * u * u * u) * (0.7 + 0.6 * _rand(g, n, 2))  # 2 to 20 px, as persons
 
 
 def _uniform(g, n):
@@ -47,7 +48,9 @@ def _crowd(g, n):  # clumps of about 100 boxes
 
 
 def _mixed(g, n):  # 1 px to the whole image
-    return _from_centres(_rand(g, n, 2) * IMAGE, IMAGE ** _rand(g, n, 2))
+    powers = torch.tensor([2.0**k for k in range(10)], dtype=torch.float64)  # pow() varies by a bit
+    sizes = powers[(10 * _rand(g, n, 2)).long()] * (1 + _rand(g, n, 2))
+    return _from_centres(_rand(g, n, 2) * IMAGE, sizes)
 
 
 def _thin(g, n):  # aspect 1:500, lying and standing
