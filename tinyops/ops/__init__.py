@@ -8,10 +8,20 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_,
     gated_upsample_add_reference,
 )
+from tinyops.ops.nms import nms, nms_reference
 
-__all__ = ["gated_upsample_add", "gated_upsample_add_", "gated_upsample_add_reference"]
+__all__ = [
+    "gated_upsample_add",
+    "gated_upsample_add_",
+    "gated_upsample_add_reference",
+    "nms",
+    "nms_reference",
+]
 
-OPERATORS = ("gated_upsample_add",)  # a file of this name each
+OPERATORS = (  # a file of this name each
+    "gated_upsample_add",
+    "nms",
+)
 
 
 def modules() -> list[ModuleType]:
