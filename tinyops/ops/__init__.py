@@ -8,10 +8,22 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_,
     gated_upsample_add_reference,
 )
+from tinyops.ops.soft_nms import soft_nms
+from tinyops.ops.stitch_tiles import stitch_tiles
 
-__all__ = ["gated_upsample_add", "gated_upsample_add_", "gated_upsample_add_reference"]
+__all__ = [
+    "gated_upsample_add",
+    "gated_upsample_add_",
+    "gated_upsample_add_reference",
+    "soft_nms",
+    "stitch_tiles",
+]
 
-OPERATORS = ("gated_upsample_add",)  # a file of this name each
+OPERATORS = (  # a file of this name each
+    "gated_upsample_add",
+    "soft_nms",
+    "stitch_tiles",
+)
 
 
 def modules() -> list[ModuleType]:
