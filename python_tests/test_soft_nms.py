@@ -43,9 +43,9 @@ def oracle(
                 continue
             overlap = iou(boxes[best], boxes[k])
             if method == "linear" and overlap > iou_threshold:
-                scores[k] *= number(1.0 - float(overlap))
+                scores[k] *= number(1.0 - overlap)
             elif method == "gaussian" and overlap > 0:
-                scores[k] *= number(math.exp(-(float(overlap) ** 2) / sigma))
+                scores[k] *= number(math.exp(-(overlap**2) / sigma))
             if not scores[k] >= number(min_score):
                 left.remove(k)
     return torch.tensor(keep, dtype=torch.int64), torch.from_numpy(np.array(final, scores.dtype))
@@ -56,7 +56,7 @@ def iou(a, b):
     height = max(min(a[3], b[3]) - max(a[1], b[1]), a[0] - a[0])
     both = width * height
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
-    return both / union if union > 0 else both - both
+    return float(both / union) if union > 0 else 0.0  # NumPy would round what it is compared with
 
 
 def assert_is_oracle(backend, boxes, scores, method, labels=None, image_ids=None, **options):

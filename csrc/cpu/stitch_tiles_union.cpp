@@ -2,7 +2,8 @@
 // pieces, one per tile; here they become one box again.
 //
 //  1. Whole boxes are stitched among themselves (by the caller). A piece is a truncated box that no
-//     kept whole box of another tile suppresses.
+//     kept whole box of another tile covers, by IoU > iou_threshold or by an intersection of more
+//     than ios_threshold of the area of the piece; a smaller neighbour inside it covers nothing.
 //  2. Piece a, cut on the right or lower side of its tile, and piece b, cut on the left or upper
 //     one of another, continue each other across the seam if, along the axis across it,
 //       - they overlap, or the gap between them is at most `edge`;
@@ -103,7 +104,14 @@ class Components {
   std::vector<std::vector<int32_t>> members_, tiles_;  // of roots; tiles sorted
 };
 
-// Rule 1: truncated boxes in order, without those that a kept whole box suppresses.
+// Rule 1.
+template <typename T>
+bool covers(const Box<T>& whole, const Box<T>& piece, const Options& o) {
+  return suppresses(whole, piece, false, o) ||
+         static_cast<double>(intersection(whole, piece) / area(piece)) > o.ios_threshold;
+}
+
+// The pieces, best first.
 template <typename T>
 std::vector<int32_t> find_pieces(const Placed<T>& p, const Options& o, const int32_t* order,
                                  const std::vector<int64_t>& kept_whole,

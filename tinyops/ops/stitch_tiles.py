@@ -51,7 +51,8 @@ def stitch_tiles(
        detector has told them apart.
 
     merge="union" is for objects that are larger than the overlap of the tiles, so that no tile
-    sees them whole. A truncated box that no whole box suppresses is a piece. Two pieces of
+    sees them whole. A truncated box is a piece unless a kept whole box of another tile covers it:
+    IoU > `iou_threshold`, or intersection over its own area > `ios_threshold`. Two pieces of
     different tiles continue each other if one is cut on the right (lower) and the other on the
     left (upper) side of its tile; they overlap across the seam or leave a gap of at most `edge`;
     each reaches as far as the cut of the other, up to `edge`; and along the seam the intersection
