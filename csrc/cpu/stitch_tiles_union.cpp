@@ -123,8 +123,7 @@ std::vector<int32_t> find_pieces(const Placed<T>& p, const Options& o, const int
     if (!p.truncated[index]) continue;
     bool covered = false;
     grid.near(p.boxes[index], groups[index], [&](int32_t whole) {
-      covered |=
-          p.tiles[whole] != p.tiles[index] && suppresses(p.boxes[whole], p.boxes[index], true, o);
+      covered |= p.tiles[whole] != p.tiles[index] && covers(p.boxes[whole], p.boxes[index], o);
       return true;
     });
     if (!covered) pieces.push_back(index);
