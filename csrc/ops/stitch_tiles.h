@@ -55,6 +55,16 @@ TINYOPS_HD bool is_size(T height, T width) {
   return height >= 0 && width >= 0 && height < infinity && width < infinity;
 }
 
+// Whether a kept box takes the place of one of another tile.
+template <typename T>
+TINYOPS_HD bool suppresses(const Box<T>& kept, const Box<T>& other, bool truncated,
+                           const Options& o) {
+  const T both = intersection(kept, other), kept_area = area(kept), other_area = area(other);
+  const T iou = both / (kept_area + other_area - both);  // 0 / 0 is NaN: no overlap
+  if (static_cast<double>(iou) > o.iou_threshold) return true;
+  return truncated && static_cast<double>(both / smaller(kept_area, other_area)) > o.ios_threshold;
+}
+
 // An index from a tensor, made harmless for memory: without the value checks (check=False) ids that
 // are out of range are read as the nearest one in it. n > 0.
 TINYOPS_HD int32_t index_within(int64_t id, int64_t n) {

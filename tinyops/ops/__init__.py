@@ -9,6 +9,8 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_reference,
 )
 from tinyops.ops.nms import nms, nms_reference
+from tinyops.ops.soft_nms import soft_nms
+from tinyops.ops.stitch_tiles import stitch_tiles
 
 __all__ = [
     "gated_upsample_add",
@@ -16,11 +18,15 @@ __all__ = [
     "gated_upsample_add_reference",
     "nms",
     "nms_reference",
+    "soft_nms",
+    "stitch_tiles",
 ]
 
 OPERATORS = (  # a file of this name each
     "gated_upsample_add",
     "nms",
+    "soft_nms",
+    "stitch_tiles",
 )
 
 
