@@ -8,10 +8,19 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_,
     gated_upsample_add_reference,
 )
+from tinyops.ops.max_overlap import max_overlap
 
-__all__ = ["gated_upsample_add", "gated_upsample_add_", "gated_upsample_add_reference"]
+__all__ = [
+    "gated_upsample_add",
+    "gated_upsample_add_",
+    "gated_upsample_add_reference",
+    "max_overlap",
+]
 
-OPERATORS = ("gated_upsample_add",)  # a file of this name each
+OPERATORS = (  # a file of this name each
+    "gated_upsample_add",
+    "max_overlap",
+)
 
 
 def modules() -> list[ModuleType]:
