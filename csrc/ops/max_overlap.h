@@ -64,7 +64,8 @@ TINYOPS_HD Side<T> side_of(const Box<T>& box) {
     const T w = box.x2 - box.x1, h = box.y2 - box.y1;
     const T x = T(0.5) * (box.x1 + box.x2), y = T(0.5) * (box.y1 + box.y2);
     if constexpr (kMode == Mode::kRfdKl) {
-      const T log_area = static_cast<T>(natural_log(w) + natural_log(h));
+      const T log_area =
+          static_cast<T>(natural_log(static_cast<double>(w) * static_cast<double>(h)));
       if constexpr (kTarget) return {x, y, T(1) / w, T(1) / h, log_area};
       return {x, y, w, h, log_area};
     }

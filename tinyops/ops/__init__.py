@@ -9,17 +9,20 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_reference,
 )
 from tinyops.ops.max_overlap import max_overlap
+from tinyops.ops.topk_per_target import topk_per_target
 
 __all__ = [
     "gated_upsample_add",
     "gated_upsample_add_",
     "gated_upsample_add_reference",
     "max_overlap",
+    "topk_per_target",
 ]
 
 OPERATORS = (  # a file of this name each
     "gated_upsample_add",
     "max_overlap",
+    "topk_per_target",
 )
 
 
