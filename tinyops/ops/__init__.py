@@ -11,6 +11,8 @@ from tinyops.ops.gated_upsample_add import (
 from tinyops.ops.nms import nms, nms_reference
 from tinyops.ops.soft_nms import soft_nms
 from tinyops.ops.stitch_tiles import stitch_tiles
+from tinyops.ops.max_overlap import max_overlap
+from tinyops.ops.topk_per_target import topk_per_target
 
 __all__ = [
     "gated_upsample_add",
@@ -20,6 +22,8 @@ __all__ = [
     "nms_reference",
     "soft_nms",
     "stitch_tiles",
+    "max_overlap",
+    "topk_per_target",
 ]
 
 OPERATORS = (  # a file of this name each
@@ -27,6 +31,8 @@ OPERATORS = (  # a file of this name each
     "nms",
     "soft_nms",
     "stitch_tiles",
+    "max_overlap",
+    "topk_per_target",
 )
 
 
