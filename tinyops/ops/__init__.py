@@ -8,10 +8,27 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_,
     gated_upsample_add_reference,
 )
+from tinyops.ops.sample_negatives import (
+    sample_negatives,
+    sample_negatives_from_boxes,
+    sample_negatives_padded,
+    sample_negatives_reference,
+)
 
-__all__ = ["gated_upsample_add", "gated_upsample_add_", "gated_upsample_add_reference"]
+__all__ = [
+    "gated_upsample_add",
+    "gated_upsample_add_",
+    "gated_upsample_add_reference",
+    "sample_negatives",
+    "sample_negatives_from_boxes",
+    "sample_negatives_padded",
+    "sample_negatives_reference",
+]
 
-OPERATORS = ("gated_upsample_add",)  # a file of this name each
+OPERATORS = (
+    "gated_upsample_add",
+    "sample_negatives",
+)  # a file of this name each
 
 
 def modules() -> list[ModuleType]:
