@@ -3,6 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
+from tinyops.ops.attention_targets import attention_targets, attention_targets_reference
 from tinyops.ops.gated_upsample_add import (
     gated_upsample_add,
     gated_upsample_add_,
@@ -16,6 +17,8 @@ from tinyops.ops.sample_negatives import (
 )
 
 __all__ = [
+    "attention_targets",
+    "attention_targets_reference",
     "gated_upsample_add",
     "gated_upsample_add_",
     "gated_upsample_add_reference",
@@ -28,6 +31,7 @@ __all__ = [
 OPERATORS = (
     "gated_upsample_add",
     "sample_negatives",
+    "attention_targets",
 )  # a file of this name each
 
 
