@@ -3,6 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
+from tinyops.ops.attention_targets import attention_targets, attention_targets_reference
 from tinyops.ops.gated_upsample_add import (
     gated_upsample_add,
     gated_upsample_add_,
@@ -34,6 +35,30 @@ OPERATORS = (  # a file of this name each
     "max_overlap",
     "topk_per_target",
 )
+from tinyops.ops.sample_negatives import (
+    sample_negatives,
+    sample_negatives_from_boxes,
+    sample_negatives_padded,
+    sample_negatives_reference,
+)
+
+__all__ = [
+    "attention_targets",
+    "attention_targets_reference",
+    "gated_upsample_add",
+    "gated_upsample_add_",
+    "gated_upsample_add_reference",
+    "sample_negatives",
+    "sample_negatives_from_boxes",
+    "sample_negatives_padded",
+    "sample_negatives_reference",
+]
+
+OPERATORS = (
+    "gated_upsample_add",
+    "sample_negatives",
+    "attention_targets",
+)  # a file of this name each
 
 
 def modules() -> list[ModuleType]:
