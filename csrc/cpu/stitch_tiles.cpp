@@ -111,7 +111,7 @@ int64_t suppress(const Placed<T>& p, const Options& o, const int32_t* order, int
   problem.image_ids = p.images.get();
   problem.tiles = p.tiles.get();
   problem.truncated = p.truncated.get();
-  return greedy::suppress(problem, keep, most, greedy::on_torch_threads);
+  return greedy::suppress(problem, keep, most, greedy::torch_threads());
 }
 
 // Fills keep with at most `most` indices; returns how many.
