@@ -49,7 +49,11 @@ def suppressors(
     return {
         "torchvision": peer("torchvision", _torchvision(device, threshold), large),
         "lsnms": peer("lsnms", _lsnms(threshold), no_gpu),
-        "powerboxes": peer("powerboxes", _powerboxes(threshold), no_gpu),
+        "powerboxes": peer(
+            "powerboxes",
+            _powerboxes(threshold),
+            no_gpu or ("panics without boxes" if not n else None),
+        ),
         "sahi": peer(
             "sahi",
             sahi_nms(threshold, metric.upper()),

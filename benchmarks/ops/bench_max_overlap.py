@@ -3,6 +3,7 @@
 In an image of 6354 x 4064 px; shapes tile-*: all in one tile of 640 x 512 px.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,17 +48,19 @@ CHUNK = 2048  # boxes
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def matrix(mode: str, boxes: Tensor, target_planes: tuple[Tensor, ...]) -> Tensor:
+    x1, y1, x2, y2 = boxes[:, None].unbind(2)
+    u1, v1, u2, v2 = target_planes
+    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
+    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+    both = width * height
+    area = (u2 - u1) * (v2 - v1)
+    return both / ((x2 - x1) * (y2 - y1) + area - both if mode == "iou" else area)
+
+
 def matrix_max(mode: str) -> Function:
     def function(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        x1, y1, x2, y2 = boxes[:, None].unbind(2)
-        u1, v1, u2, v2 = targets[None].unbind(2)
-        width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
-        height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
-        both = width * height
-        area = (u2 - u1) * (v2 - v1)
-        if mode == "iou":
-            area = (x2 - x1) * (y2 - y1) + area - both
-        value, index = (both / area).max(dim=1)
+        value, index = matrix(mode, boxes, targets[None].unbind(2)).max(dim=1)
         return value, index
 
     return function
@@ -87,20 +90,29 @@ def case(shape: str, mode: str, device: torch.device) -> Case:
     def make(seed: int) -> Inputs:
         return proposals_and_targets(n, m, seed, image)
 
-    def prepared(function: Callable[[Tensor, Tensor], Any]) -> Callable[..., Call]:
+    def prepared(function: Function, planes: bool = False) -> Callable[..., Call]:
         def prepare(boxes: NDArray, targets: NDArray) -> Call:
             b, t = on(device, boxes, targets)
+            if planes:
+                t = t.t().contiguous()
             return lambda: function(b, t)
 
         return prepare
 
-    eager = matrix_max(mode)
-    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
+    def compiled(with_index: bool) -> Peer:
+        # Of targets [M, 4], Inductor's CPU code returns wrong indices (pytorch/pytorch#178964); of
+        # [4, M] the right ones.
+        def function(boxes: Tensor, planes: Tensor) -> Any:
+            overlaps = matrix(mode, boxes, planes[:, None].unbind(0))
+            return tuple(overlaps.max(dim=1)) if with_index else (overlaps.amax(dim=1),)
+
+        return Peer(prepared(torch.compile(function, fullgraph=True, dynamic=False), planes=True))
 
     peers = {
-        "tinyops": Peer(prepared(lambda b, t: max_overlap(b, t, mode=mode))),
-        "compiled": Peer(prepared(compiled)),
-        "eager in chunks": Peer(prepared(in_chunks(eager))),
+        "tinyops": Peer(prepared(functools.partial(max_overlap, mode=mode))),
+        "compiled": compiled(with_index=True),
+        "compiled, no index": compiled(with_index=False),
+        "eager in chunks": Peer(prepared(in_chunks(matrix_max(mode)))),
     }
     if mode == "iou":
         peers["torchvision"] = peer("torchvision", prepared(box_iou_max))
@@ -110,7 +122,7 @@ def case(shape: str, mode: str, device: torch.device) -> Case:
         mode=mode,
         columns={"N": n, "M": m},
         make=make,
-        small=[],  # every shape is compiled anew
+        small=[make(1000)],  # as large as the others: compiled for this shape
         peers=peers,
         check=check,
         memory=memory,
@@ -118,12 +130,13 @@ def case(shape: str, mode: str, device: torch.device) -> Case:
 
 
 def check(inputs: Inputs, results: dict[str, Any]) -> dict[str, str | int]:
-    """The same values; where indices differ, the two targets overlap the box equally."""
+    """The same values and, where a target overlaps the box, the same index."""
     arrays = {name: [as_array(x) for x in result] for name, result in results.items()}
     value, index = arrays["eager in chunks" if "eager in chunks" in arrays else "tinyops"]
-    for name, (other, where) in arrays.items():
+    for name, (other, *where) in arrays.items():
         assert np.allclose(other, value, rtol=1e-5, atol=1e-6), f"{name}: wrong values"
-        differ = np.flatnonzero((where != index) & (value > 0))
-        few = len(differ) <= len(value) // 1000
-        assert few, f"{name}: {len(differ)} other targets"
+        for each in where:
+            # Rounding may choose between two targets that overlap a box almost equally.
+            differ = np.count_nonzero((each != index) & (value > 0))
+            assert differ <= len(value) // 1000, f"{name}: {differ} wrong targets"
     return {"overlapping": int((value > 0).sum())}
