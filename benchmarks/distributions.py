@@ -102,11 +102,24 @@ def iou(a: Array, b: Array) -> Array:
     return both / (area + (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) - both)
 
 
-def near_pairs(a: Array, b: Array, most: int = 1 << 21) -> Iterator[tuple[NDArray, NDArray]]:
-    """Indices of pairs, about `most` at a time, among them every pair of boxes that overlap."""
-    if not len(a) or not len(b):
-        return
-    cell = max((x[:, 2:] - x[:, :2]).max() for x in (a, b))  # overlap: centres in adjacent cells
+def near_pairs(a: Array, b: Array) -> Iterator[tuple[NDArray, NDArray]]:
+    """Indices of pairs in portions, among them every pair of boxes that overlap."""
+    for i, j in itertools.product(_by_size(a), _by_size(b)):
+        for k, m in _near_pairs(a[i], b[j]):
+            yield i[k], j[m]
+
+
+def _by_size(boxes: Array) -> list[NDArray]:
+    """Indices in groups of like size, so that small boxes are looked for nearby only."""
+    side = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
+    group = np.searchsorted([8, 12, 18], side)
+    groups = (np.flatnonzero(group == g) for g in range(4))
+    return [g for g in groups if len(g)]
+
+
+def _near_pairs(a: Array, b: Array, most: int = 1 << 18) -> Iterator[tuple[NDArray, NDArray]]:
+    # Boxes that overlap have their centres in the same cell or in adjacent ones.
+    cell = sum((x[:, 2:] - x[:, :2]).max() for x in (a, b)) / 2 or 1
     cells_a, cells_b = (
         ((x[:, :2] + x[:, 2:]) / 2 // cell).astype(np.int64).clip(0) + 1 for x in (a, b)
     )
@@ -126,19 +139,43 @@ def near_pairs(a: Array, b: Array, most: int = 1 << 21) -> Iterator[tuple[NDArra
             yield i, order[np.repeat(start[first:last], count) + within]
 
 
+def ranks(scores: Array) -> NDArray:
+    """The place of every box by falling score, then index."""
+    place = np.empty(len(scores), np.int64)
+    place[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    return place
+
+
+def greedy(boxes: Array, scores: Array, threshold: float) -> NDArray:
+    """Indices that greedy suppression keeps, best first, by the definition: slow."""
+    place = ranks(scores)
+    worse: list[list[int]] = [[] for _ in boxes]
+    for i, j in near_pairs(boxes, boxes):
+        better = place[i] < place[j]
+        i, j = i[better], j[better]
+        over = iou(boxes[i], boxes[j]) > threshold
+        for a, b in zip(i[over], j[over], strict=True):
+            worse[a].append(b)
+    alive = np.ones(len(boxes), bool)
+    order = np.argsort(place)
+    for k in order:
+        if alive[k]:
+            alive[worse[k]] = False
+    return order[alive[order]]
+
+
 def assert_greedy(boxes: Array, scores: Array, keep: NDArray, threshold: float) -> None:
     """Assert that `keep` is what greedy suppression keeps, at any number of boxes.
 
     It is the only list in order of falling score (then index) whose boxes are not suppressed by
     a better one on the list, while all others are.
     """
-    position = np.empty(len(boxes), np.int64)
-    position[np.argsort(-scores, kind="stable")] = np.arange(len(boxes))
-    assert (np.diff(position[keep]) > 0).all(), "the kept boxes are not in order"
+    place = ranks(scores)
+    assert (np.diff(place[keep]) > 0).all(), "the kept boxes are not in order"
     suppressed = np.zeros(len(boxes), bool)
     for i, j in near_pairs(boxes, boxes[keep]):
         j = keep[j]
-        better = position[j] < position[i]
+        better = place[j] < place[i]
         i, j = i[better], j[better]
         suppressed[i[iou(boxes[i], boxes[j]) > threshold]] = True
     kept = np.zeros(len(boxes), bool)

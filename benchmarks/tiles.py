@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from distributions import HEIGHT, WIDTH, Array, around, iou, near_pairs, sizes
+from distributions import HEIGHT, WIDTH, Array, around, greedy, iou, near_pairs, sizes
 from numpy.typing import NDArray
 
 TILE_WIDTH, TILE_HEIGHT, OVERLAP = 640, 512, 30  # pixels; those of TinyPerson's protocol
@@ -46,9 +46,6 @@ def _windows() -> Array:
 
 
 def _people(kind: str, wanted: int, seed: int) -> Array:
-    import torch
-    from torchvision.ops import nms
-
     rng = np.random.default_rng(seed)
     width, height = sizes(rng, wanted)
     big = int(wanted * BIG_SHARE)
@@ -65,8 +62,7 @@ def _people(kind: str, wanted: int, seed: int) -> Array:
     boxes = around(x, y, width, height, (WIDTH, HEIGHT))
     rng.random(wanted)  # keeps the scenes those of earlier measurements
     priority = rng.random(wanted).astype(np.float32)
-    keep = nms(torch.from_numpy(boxes), torch.from_numpy(priority), LABELLED_IOU)
-    return boxes[np.sort(keep.numpy())]
+    return boxes[np.sort(greedy(boxes, priority, LABELLED_IOU))]
 
 
 def _detect(people: Array, windows: Array, seed: int) -> tuple[Array, Array, NDArray[np.int64]]:
