@@ -301,10 +301,12 @@ struct AdvanceStrip {
 template <Isa isa, typename T>
 Extremes<T> extremes(const Box<T>* boxes, const int32_t* order, int64_t n) {
   // A box is one vector: x1 y1 x2 y2.
-  typedef T Row __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T))));
+  typedef T Row __attribute__((vector_size(4 * sizeof(T))));
   using Places = decltype(Row{} < Row{});
   const auto row = [&](int64_t k) {
-    return *reinterpret_cast<const Row*>(boxes + (order ? order[k] : k));
+    Row r;
+    memcpy(&r, boxes + (order ? order[k] : k), sizeof(r));  // not aligned
+    return r;
   };
   Row low = row(0), high = low, size = {};
   for (int64_t k = 0; k < n; ++k) {
