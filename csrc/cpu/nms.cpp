@@ -44,7 +44,7 @@ Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold,
   const auto keep = std::make_unique_for_overwrite<int64_t[]>(n);
   const int64_t kept = run("nms", boxes, scores, iou_threshold, labels, image_ids, metric, offset,
                            check_values, keep.get(), n);
-  const Tensor result = torch::stable::empty(std::array{kept}, ScalarType::Long);
+  const Tensor result = empty_indices(kept);
   std::copy_n(keep.get(), kept, mutable_data<int64_t>(result));
   return result;
 }
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes, const Tensor& sco
                                           int64_t offset, bool check_values) {
   check_nms("nms", boxes, scores, iou_threshold, labels, image_ids, metric, offset);
   check_max_outputs("nms", max_outputs);
-  const Tensor keep = torch::stable::empty(std::array{max_outputs}, ScalarType::Long);
+  const Tensor keep = empty_indices(max_outputs);
   const Tensor count = torch::stable::empty(std::initializer_list<int64_t>{}, ScalarType::Long);
   auto* const out = mutable_data<int64_t>(keep);
   const int64_t kept = run("nms", boxes, scores, iou_threshold, labels, image_ids, metric, offset,
