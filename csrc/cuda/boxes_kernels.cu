@@ -17,6 +17,7 @@ template <typename T>
 __global__ void bad_box_kernel(const Box<T>* __restrict__ boxes, int64_t n,
                                unsigned long long* __restrict__ result) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+#pragma unroll 1  // unrolled, the number of rounds takes a 64-bit division
   for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < n; k += stride) {
     const Box<T> b = boxes[k];
     const bool finite = is_finite(b.x1) && is_finite(b.y1) && is_finite(b.x2) && is_finite(b.y2);
@@ -29,6 +30,7 @@ template <typename T>
 __global__ void nan_kernel(const T* __restrict__ values, int64_t n,
                            unsigned long long* __restrict__ result) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+#pragma unroll 1  // unrolled, the number of rounds takes a 64-bit division
   for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < n; k += stride) {
     if (values[k] != values[k]) atomicMin(result, static_cast<unsigned long long>(k));
   }
