@@ -43,7 +43,10 @@ __global__ void start_kernel(State<S> s, const S* __restrict__ scores, int n, Op
 template <typename S>
 __global__ void mark_kernel(State<S> s, int n) {
   const int k = thread_number();
-  if (inside(k, n)) s.marks[k] = s.scores[s.left[k]] >= S(0);
+  if (!inside(k, n)) return;
+  const int me = s.left[k];
+  s.marks[k] = s.scores[me] >= S(0);
+  if (!s.marks[k]) s.best[me] = -1;  // it is not listed any more when best_kernel runs again
 }
 
 // Calls visit(other, iou) for the boxes that gain or lose by box k, some maybe twice, until it
