@@ -49,77 +49,91 @@ __global__ void mark_kernel(State<S> s, int n) {
   if (!s.marks[k]) s.best[me] = -1;  // it is not listed any more when best_kernel runs again
 }
 
-// Calls visit(other, iou) for the boxes that gain or lose by box k, some maybe twice, until it
-// returns false. may_visit(other) comes first, being cheaper.
-template <typename T, typename MayVisit, typename Visit>
-__device__ void for_neighbours(const Grid<T>& g, const Ids& ids, const Options& o, int k,
-                               MayVisit&& may_visit, Visit&& visit) {
-  const Box<T> box = g.boxes[k];
-  const T own = area(box);
-  if (!(own > T(0) && own - own == T(0))) return;  // its IoU is 0 or NaN
-  const T least = o.method == Method::kLinear ? static_cast<T>(o.iou_threshold) : T(0);
-  Walk<T> walk(g, box, grid::group_of(ids, k), least, g.n);
-  do {
-    for (; walk.on_candidate(); walk.skip()) {
-      const int other = walk.rank(g);
-      if (other == k || !may_visit(other)) continue;
-      const T overlap = iou(box, g.boxes[other]);
-      if (!decays(overlap, o) || !grid::same_group(ids, k, other)) continue;
-      if (!visit(other, overlap)) return;
-    }
-  } while (walk.next_cell(g));
-}
+// The boxes that gain or lose by one, some maybe twice.
+template <typename T>
+class Neighbours {
+ public:
+  __device__ Neighbours(const Grid<T>& g, const Ids& ids, const Options& o, int me)
+      : box_(g.boxes[me]),
+        walk_(g, box_, grid::group_of(ids, me),
+              o.method == Method::kLinear ? static_cast<T>(o.iou_threshold) : T(0), g.n),
+        me_(me) {
+    const T own = area(box_);
+    any_ = own > T(0) && own - own == T(0);  // else its IoU is 0 or NaN
+  }
 
+  // The next one that is near, -1 after the last; overlap() tells whether it is a neighbour.
+  __device__ int next(const Grid<T>& g) {
+    if (!any_) return -1;
+    while (!walk_.on_candidate())
+      if (!walk_.next_cell(g)) return -1;
+    const int other = walk_.rank(g);
+    walk_.skip();
+    return other;
+  }
+  __device__ bool overlap(const Grid<T>& g, const Ids& ids, const Options& o, int other,
+                          T& overlap) const {
+    overlap = iou(box_, g.boxes[other]);
+    return other != me_ && decays(overlap, o) && grid::same_group(ids, me_, other);
+  }
+
+ private:
+  Box<T> box_;
+  Walk<T> walk_;
+  int me_;
+  bool any_;
+};
+
+// Two blocks on a multiprocessor: asked for fewer or not at all, nvcc 13.0 spills registers.
 template <typename S, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     best_kernel(State<S> s, Grid<T> g, Ids ids, int left, Options o) {
   const int k = thread_number();
   if (!inside(k, left)) return;
   const int me = s.left[k];
-  int best = me;
   S score = s.scores[me];
-  if (score < S(0)) {
-    s.best[me] = -1;
-    return;
-  }
-  for_neighbours(
-      g, ids, o, me,
-      [&](int other) {
-        const S its = s.scores[other];
-        return its > score || (its == score && other < best);
-      },
-      [&](int other, T) {
+  int best = score < S(0) ? -1 : me;
+  if (best == me) {
+    Neighbours<T> near(g, ids, o, me);
+    for (int other; (other = near.next(g)) >= 0;) {
+      const S its = s.scores[other];
+      T overlap;
+      if ((its > score || (its == score && other < best)) &&
+          near.overlap(g, ids, o, other, overlap)) {
+        score = its;
         best = other;
-        score = s.scores[other];
-        return true;
-      });
+      }
+    }
+  }
   s.best[me] = best;
 }
 
 // Reads `best` of its neighbours and none of the scores that other threads write.
 template <typename S, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     keep_kernel(State<S> s, Grid<T> g, Ids ids, int left, Options o) {
   const int k = thread_number();
   if (!inside(k, left)) return;
   const int me = s.left[k];
   if (s.best[me] != me) return;
-  bool is_best = true;  // of all within two steps
-  for_neighbours(
-      g, ids, o, me, [&](int other) { return s.best[other] >= 0 && s.best[other] != me; },
-      [&](int, T) { return is_best = false; });
-  if (!is_best) return;
+  Neighbours<T> near(g, ids, o, me);
+  T overlap;
+  for (int other; (other = near.next(g)) >= 0;) {
+    const int its = s.best[other];
+    if (its >= 0 && its != me && near.overlap(g, ids, o, other, overlap)) return;
+  }
+  // It is the best of all within two steps.
   s.kept[me] = 1;
   s.final_scores[me] = s.scores[me];
   s.scores[me] = S(-1);
-  for_neighbours(
-      g, ids, o, me, [&](int other) { return s.best[other] == me && s.decayed_by[other] != me; },
-      [&](int other, T overlap) {
-        const S score = decayed(s.scores[other], factor<S>(overlap, o));
-        s.scores[other] = is_alive(score, o) ? score : S(-1);
-        s.decayed_by[other] = me;
-        return true;
-      });
+  Neighbours<T> again(g, ids, o, me);
+  for (int other; (other = again.next(g)) >= 0;) {
+    if (s.best[other] != me || s.decayed_by[other] == me) continue;
+    if (!again.overlap(g, ids, o, other, overlap)) continue;
+    const S score = decayed(s.scores[other], factor<S>(overlap, o));
+    s.scores[other] = is_alive(score, o) ? score : S(-1);
+    s.decayed_by[other] = me;
+  }
 }
 
 template <typename S>
