@@ -54,7 +54,7 @@ template <typename T>
 class Neighbours {
  public:
   __device__ Neighbours(const Grid<T>& g, const Ids& ids, const Options& o, int me)
-      : box_(g.boxes[me]),
+      : box_(grid::box_at(g, me)),
         walk_(g, box_, grid::group_of(ids, me),
               o.method == Method::kLinear ? static_cast<T>(o.iou_threshold) : T(0), g.n),
         me_(me) {
@@ -73,7 +73,7 @@ class Neighbours {
   }
   __device__ bool overlap(const Grid<T>& g, const Ids& ids, const Options& o, int other,
                           T& overlap) const {
-    overlap = iou(box_, g.boxes[other]);
+    overlap = iou(box_, grid::box_at(g, other));
     return other != me_ && decays(overlap, o) && grid::same_group(ids, me_, other);
   }
 
