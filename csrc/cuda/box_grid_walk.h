@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "box_grid.h"
+#include "launch.h"
 
 namespace tinyops {
 
@@ -90,6 +91,21 @@ __device__ T height_of(const Box<T>& b, T offset) {
 template <typename T>
 __device__ T middle(T a, T b) {
   return T(0.5) * a + T(0.5) * b;
+}
+
+// In 16-byte accesses: the grid's own copy is aligned, the caller's boxes need not be.
+template <typename T>
+__device__ Box<T> box_at(const Grid<T>& g, int rank) {
+  constexpr int N = cuda::kVec16<T>;
+  const T* const from = reinterpret_cast<const T*>(g.boxes + rank);
+  T row[4];
+#pragma unroll
+  for (int k = 0; k < 4; k += N) {
+    const auto part = cuda::load<N>(from + k);
+#pragma unroll
+    for (int e = 0; e < N; ++e) row[k + e] = part.v[e];
+  }
+  return {row[0], row[1], row[2], row[3]};
 }
 
 }  // namespace grid

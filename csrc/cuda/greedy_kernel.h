@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(cuda::kThreads)
   const unsigned rank = turn * blockDim.x + threadIdx.x;
   bool done = rank >= static_cast<unsigned>(p.n);
   const int me = static_cast<int>(done ? 0 : rank), index = p.order[me];
-  const Box<T> box = g.boxes[me];
+  const Box<T> box = grid::box_at(g, me);
   const Overlap<kRule, T> overlap(p, box, index);
   Walk<T> walk(g, box, grid::group_of(p.ids, index), overlap.min_iou(p), me);
   if (!done && !overlap.possible()) {
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(cuda::kThreads)
         const int other = walk.rank(g);
         if (other >= me) {
           walk.skip_cell();
-        } else if (!overlap.with(p, g.boxes[other], other)) {
+        } else if (!overlap.with(p, grid::box_at(g, other), other)) {
           walk.skip();
         } else {
           const uint8_t its = status[other];

@@ -23,7 +23,7 @@ Tensor kept_exactly(const char* op, const greedy::Memory<T>& memory, const int32
                     const Tensor& like, cudaStream_t stream) {
   int32_t kept = 0;
   check_cuda(count_marked(memory.selection, memory.status, n, n, nullptr, stream), op);
-  check_cuda(cudaMemcpyAsync(&kept, memory.selection.total(), sizeof(kept), cudaMemcpyDeviceToHost,
+  check_cuda(cudaMemcpyAsync(&kept, memory.selection.total(n), sizeof(kept), cudaMemcpyDeviceToHost,
                              stream),
              op);
   check_cuda(cudaStreamSynchronize(stream), op);

@@ -5,16 +5,26 @@
 
 #include <cstdint>
 
+#include "../common.h"
 #include "arena.h"
 
 namespace tinyops {
 
-struct Selection {
-  Selection(Arena& arena, int64_t n);
-  int32_t* before;  // [chunks + 1] marked ones before each chunk; the last is their total
-  int chunks;
+class Selection {
+ public:
+  // Room for lists of up to n elements.
+  Selection(Arena& arena, int64_t n) : before_(arena.take<int32_t>(chunks(n) + 1)) {}
 
-  const int32_t* total() const { return before + chunks; }
+  static int64_t chunks(int64_t n) { return ceil_div(n, kChunk); }
+  // [chunks(n) + 1] marked ones before each chunk of the list that was counted last.
+  int32_t* before() const { return before_; }
+  // How many are marked in all.
+  const int32_t* total(int64_t n) const { return before_ + chunks(n); }
+
+  static constexpr int kChunk = 256;
+
+ private:
+  int32_t* before_;
 };
 
 // marks: [n], 1 is marked. count: null, or gets min(total, most).

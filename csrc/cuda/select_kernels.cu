@@ -8,6 +8,7 @@ namespace tinyops {
 namespace {
 
 using cuda::kThreads;
+static_assert(Selection::kChunk == kThreads);
 constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -92,29 +93,25 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-Selection::Selection(Arena& arena, int64_t n)
-    : before(arena.take<int32_t>(ceil_div(n, kThreads) + 1)),
-      chunks(static_cast<int>(ceil_div(n, kThreads))) {}
-
 cudaError_t count_marked(const Selection& s, const uint8_t* marks, int n, int64_t most,
                          int64_t* count, cudaStream_t stream) {
-  const cudaError_t error = cuda::launch(count_kernel, cuda::grid_of(s.chunks, 1, 1),
-                                         dim3(kThreads), stream, marks, n, s.before);
+  const cudaError_t error = cuda::launch(count_kernel, cuda::grid_of(Selection::chunks(n), 1, 1),
+                                         dim3(kThreads), stream, marks, n, s.before());
   if (error) return error;
-  return cuda::launch(scan_kernel, dim3(1), dim3(kThreads), stream, s.before, s.chunks, most,
-                      count);
+  return cuda::launch(scan_kernel, dim3(1), dim3(kThreads), stream, s.before(),
+                      static_cast<int>(Selection::chunks(n)), most, count);
 }
 
 cudaError_t take_marked(const Selection& s, const uint8_t* marks, const int32_t* list, int n,
                         int64_t most, int64_t* out, cudaStream_t stream) {
-  return cuda::launch(take_kernel, cuda::grid_of(s.chunks, 1, 1), dim3(kThreads), stream, marks,
-                      list, n, s.before, most, out);
+  return cuda::launch(take_kernel, cuda::grid_of(Selection::chunks(n), 1, 1), dim3(kThreads),
+                      stream, marks, list, n, s.before(), most, out);
 }
 
 cudaError_t put_marked_first(const Selection& s, const uint8_t* marks, const int32_t* list, int n,
                              int32_t* out, cudaStream_t stream) {
-  return cuda::launch(partition_kernel, cuda::grid_of(s.chunks, 1, 1), dim3(kThreads), stream,
-                      marks, list, n, s.before, out);
+  return cuda::launch(partition_kernel, cuda::grid_of(Selection::chunks(n), 1, 1), dim3(kThreads),
+                      stream, marks, list, n, s.before(), out);
 }
 
 }  // namespace tinyops

@@ -36,14 +36,13 @@ __global__ void score_key_kernel(const T* __restrict__ scores, int n,
                                  int32_t* __restrict__ indices) {
   using K = typename Bits<T>::type;
   constexpr K kSign = K(1) << (sizeof(K) * 8 - 1);
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < n; k += stride) {
-    const T score = scores[k] == T(0) ? T(0) : scores[k];  // -0.0 becomes 0.0
-    K bits;
-    memcpy(&bits, &score, sizeof(bits));
-    keys[k] = bits & kSign ? bits : static_cast<K>(~bits & ~kSign);
-    indices[k] = static_cast<int32_t>(k);
-  }
+  const unsigned k = blockIdx.x * blockDim.x + threadIdx.x;
+  if (k >= static_cast<unsigned>(n)) return;
+  const T score = scores[k] == T(0) ? T(0) : scores[k];  // -0.0 becomes 0.0
+  K bits;
+  memcpy(&bits, &score, sizeof(bits));
+  keys[k] = bits & kSign ? bits : static_cast<K>(~bits & ~kSign);
+  indices[k] = static_cast<int32_t>(k);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Tests of cudasim's surroundings: shared memory, the order given by a seed, host threads, speed.
+// Tests of cudasim's surroundings: shared memory, the order given by a seed, loops that wait, host
+// threads, speed.
 #include <cuda_runtime.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -148,6 +149,66 @@ void test_seeds() {
         "a right reduction is right for all seeds");
 }
 
+// ---- Loops that wait ------------------------------------------------------------------------
+
+// Every thread waits for the one behind it, in its own block or in one that came before.
+__global__ void wait_in_a_chain(volatile int* done, unsigned* ticket, int* sleeps) {
+  __shared__ unsigned turn;
+  if (threadIdx.x == 0) turn = atomicAdd(ticket, 1u);
+  __syncthreads();
+  const unsigned last = blockDim.x - 1, behind = last - threadIdx.x;
+  const unsigned me = turn * blockDim.x + behind;
+  while (me > 0 && !done[me - 1]) {
+    atomicAdd(sleeps, 1);
+    __nanosleep(20);
+  }
+  done[me] = 1;
+}
+__global__ void wait_after_failure(volatile int* never) {
+  if (threadIdx.x == 5) throw std::runtime_error("fails while others wait");
+  while (!*never) __nanosleep(20);
+}
+__global__ void wait_with_votes(volatile int* done) {
+  const int me = static_cast<int>(blockDim.x - 1 - threadIdx.x);
+  bool ready = false;
+  while (true) {
+    const bool moves = !ready && (me == 0 || done[me - 1]);
+    if (moves) {
+      done[me] = 1;
+      ready = true;
+    }
+    if (__any_sync(kAll, moves)) continue;
+    if (__all_sync(kAll, ready)) break;
+    __nanosleep(20);
+  }
+}
+
+void test_waiting() {
+  constexpr size_t kThreads = 3 * 96;
+  bool all = true, voted = true;
+  int sleeps = 0;
+  for (uint64_t seed = 0; seed <= 20; ++seed) {
+    cudasim::set_seed(seed);
+    std::vector<int> done(kThreads), with_votes(96);
+    unsigned ticket = 0;
+    launch(dim3(3), dim3(96), 0, wait_in_a_chain, done.data(), &ticket, &sleeps);
+    launch(dim3(1), dim3(96), 0, wait_with_votes, with_votes.data());
+    all &= std::count(done.begin(), done.end(), 1) == kThreads;
+    voted &= std::count(with_votes.begin(), with_votes.end(), 1) == 96;
+  }
+  check(all, "threads that sleep let the others run");
+  check(voted, "warps that vote and sleep let the others run");
+  check(sleeps > 0, "some threads had to wait");
+  for (uint64_t seed = 0; seed <= 5; ++seed) {
+    cudasim::set_seed(seed);
+    int never = 0;
+    check(message_of([&] { launch(dim3(1), dim3(64), 0, wait_after_failure, &never); }) ==
+              "fails while others wait",
+          "a failure ends the threads that sleep, seed " + std::to_string(seed));
+  }
+  cudasim::set_seed(0);
+}
+
 // ---- Host threads, speed -------------------------------------------------------------------
 
 __global__ void sum_by_barriers(int* out, int rounds) {
@@ -226,6 +287,7 @@ int main() {
   test_shared();
   test_host_threads();
   test_seeds();
+  test_waiting();
   report_speed();
   return cudasim::summary();
 }

@@ -10,10 +10,7 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_reference,
 )
 from tinyops.ops.max_overlap import max_overlap
-from tinyops.ops.nms import (
-    nms,
-    nms_reference,
-)
+from tinyops.ops.nms import nms, nms_reference
 from tinyops.ops.sample_negatives import (
     sample_negatives,
     sample_negatives_from_boxes,
