@@ -103,6 +103,24 @@ def test_gap_of_at_most_edge(backend, gap, joined, vertical):
     assert boxes.tolist() == ([a[:2] + b[2:]] if joined else [b, a])
 
 
+def test_gap_wherever_the_pieces_begin(backend):
+    windows = [[0, 0, 128, 100], [128, 0, 256, 100]]
+    for begin in range(60, 68):  # 64: cells of the CPU kernel's grid begin there
+        for short in (0, 0.5):
+            pieces = [(0, [begin - short, 40, 127, 60], 0.5), (1, [129, 40, 180, 60], 0.75)]
+            boxes, *_ = run(backend, make(windows, [[100, 256]], pieces))
+            assert boxes.tolist() == [[begin - short, 40, 180, 60]]
+
+
+def test_equal_continuations_go_by_score_then_index(backend):
+    left, right = [50, 40, 100, 60], [80, 40, 130, 60]
+    arguments = two((0, left, 0.5), (1, right, 0.125), (0, left, 0.25), (1, right, 0.25))
+    boxes, _, _, keep = run(backend, arguments)
+    # All four have the same extents. Box 0 and box 3 choose each other; the others choose these.
+    assert boxes.tolist() == [[50, 40, 130, 60], left, right]
+    assert keep.tolist() == [0, 2, 1]
+
+
 @pytest.mark.parametrize(("shift", "joined"), [(9.75, True), (10, False)])
 def test_extents_along_the_seam_must_agree(backend, shift, joined):
     arguments = two((0, [50, 40, 100, 60], 0.75), (1, [80, 40 + shift, 130, 60 + shift], 0.5))
