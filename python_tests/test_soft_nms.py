@@ -183,6 +183,15 @@ def test_order_of_the_input_does_not_matter(backend, method):
     assert (final.diff() <= 0).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_are_those_of_the_cpu(backend, method, dtype):
+    boxes, scores = crowd(250, 9, dtype)
+    for options in ({}, {"iou_threshold": 0.0, "sigma": 0.01, "min_score": 0.0}):
+        expected = run(backends.get("cpu"), boxes, scores, method, **options)
+        assert all(map(torch.equal, run(backend, boxes, scores, method, **options), expected))
+
+
 def test_iou_at_the_threshold_takes_nothing(backend):
     scores = torch.tensor([0.75, 0.5, 0.375])
     _, final = run(backend, PAIR, scores, "linear", iou_threshold=0.5)

@@ -9,11 +9,12 @@ WIDTH, HEIGHT, PEOPLE = 6354, 4064, 2000
 
 
 def pairwise_iou(a, b):
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(2)
-    first, second = ((x[:, 2:] - x[:, :2]).prod(1) for x in (a, b))
-    return both / (first[:, None] + second[None] - both)
+    a, b = a.astype(np.float32).T[:, :, None], b.astype(np.float32).T[:, None]
+    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
+    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
+    both = np.maximum(width, 0) * np.maximum(height, 0)
+    first, second = ((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
+    return both / (first + second - both)
 
 
 def plain_nms(boxes, scores, threshold):
@@ -70,8 +71,8 @@ def found_and_duplicates(people, boxes, scores):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_crowd_without_duplicates_and_without_losses(backend, seed):
-    if backend.name == "sim":
-        pytest.skip("thousands of boxes take the simulator too long")
+    if backend.name not in ("cpu", "cuda"):
+        pytest.skip("one kernel for each device will do")
     rng = np.random.default_rng(seed)
     people, windows = crowd(rng), grid(WIDTH, HEIGHT, 640, 512, 30)
     boxes, scores, tiles = detect(people, windows, rng)

@@ -103,6 +103,24 @@ def test_gap_of_at_most_edge(backend, gap, joined, vertical):
     assert boxes.tolist() == ([a[:2] + b[2:]] if joined else [b, a])
 
 
+def test_gap_wherever_the_pieces_begin(backend):
+    windows = [[0, 0, 128, 100], [128, 0, 256, 100]]
+    for begin in range(60, 68):  # 64: cells of the CPU kernel's grid begin there
+        for short in (0, 0.5):
+            pieces = [(0, [begin - short, 40, 127, 60], 0.5), (1, [129, 40, 180, 60], 0.75)]
+            boxes, *_ = run(backend, make(windows, [[100, 256]], pieces))
+            assert boxes.tolist() == [[begin - short, 40, 180, 60]]
+
+
+def test_equal_continuations_go_by_score_then_index(backend):
+    left, right = [50, 40, 100, 60], [80, 40, 130, 60]
+    arguments = two((0, left, 0.5), (1, right, 0.125), (0, left, 0.25), (1, right, 0.25))
+    boxes, _, _, keep = run(backend, arguments)
+    # All four have the same extents. Box 0 and box 3 choose each other; the others choose these.
+    assert boxes.tolist() == [[50, 40, 130, 60], left, right]
+    assert keep.tolist() == [0, 2, 1]
+
+
 @pytest.mark.parametrize(("shift", "joined"), [(9.75, True), (10, False)])
 def test_extents_along_the_seam_must_agree(backend, shift, joined):
     arguments = two((0, [50, 40, 100, 60], 0.75), (1, [80, 40 + shift, 130, 60 + shift], 0.5))
@@ -113,15 +131,14 @@ def test_extents_along_the_seam_must_agree(backend, shift, joined):
 
 @pytest.mark.parametrize(("end", "joined"), [(98, True), (97.75, False)])
 def test_each_piece_must_reach_the_cut_of_the_other(backend, end, joined):
-    # Tile 1 saw an end of its object short of where tile 0 saw none.
-    arguments = two((0, [95, 40, 100, 60], 0.75), (1, [80, 40, end, 60], 0.5))
-    options = {"ios_threshold": 0.9}
-    boxes, *_ = run(backend, arguments, **options)
-    assert len(boxes) == 2 if not joined else 1
+    # Tile 1 saw an end of its object short of where tile 0 saw none. If they are not joined, the
+    # better one suppresses the other.
+    top = 38 if joined else 40
+    arguments = two((0, [50, 40, 100, 60], 0.75), (1, [80, 38, end, 58], 0.5))
+    assert run(backend, arguments)[0].tolist() == [[50, top, 100, 60]]
     # And the mirror image.
-    arguments = two((1, [80, 40, 85, 60], 0.75), (0, [180 - end, 40, 100, 60], 0.5))
-    mirrored, *_ = run(backend, arguments, **options)
-    assert len(mirrored) == len(boxes)
+    arguments = two((1, [80, 40, 130, 60], 0.75), (0, [180 - end, 38, 100, 58], 0.5))
+    assert run(backend, arguments)[0].tolist() == [[80, top, 130, 60]]
 
 
 def test_labels_and_images_keep_pieces_apart(backend):
