@@ -161,6 +161,7 @@ def test_first_bad_box_is_named(backend, kind):
         boxes, scores = box_layouts.boxes("grid_aligned", n), box_layouts.scores("tied", n)
         boxes[index] = boxes[n - 1] = torch.tensor(row)
         boxes, scores = boxes.to(backend.device, dtype), scores.to(backend.device, dtype)
+        # A conversion of the type may turn the sign of a NaN, so that is not compared.
         expected = (
             "tinyops: nms: boxes must be finite with x1 <= x2 and y1 <= y2, "
             f"got {text} at index {index}"
@@ -168,7 +169,7 @@ def test_first_bad_box_is_named(backend, kind):
         for op, size in ((backend.ops.nms, ()), (backend.ops.nms_padded, (10,))):
             with pytest.raises(RuntimeError) as error:
                 op(boxes, scores, 0.5, *size)
-            assert str(error.value).splitlines()[0] == expected
+            assert str(error.value).splitlines()[0].replace("-nan", "nan") == expected
 
 
 @pytest.mark.parametrize("dtype", helpers.FLOAT_DTYPES)
@@ -207,7 +208,7 @@ def strided(x, layout):
     if layout == "transposed":
         return x.T.contiguous().T
     if layout == "shifted":
-        return helpers.as_layout(x, "shifted")
+        return x.new_full((x.numel() + 1,), -7)[1:].view(x.shape).copy_(x)
     wide = x.new_full((2 * len(x) + 3, *x.shape[1:]), -7)
     if layout == "sliced":
         return wide[2 : 2 + 2 * len(x) : 2].copy_(x)

@@ -47,15 +47,15 @@ def test_many_boxes(layout):
 
 
 def test_labels_where_moving_boxes_apart_fails(backend):
-    n, classes = 900, 80
+    n = 900
     boxes = box_layouts.boxes("grid_aligned", n)  # small boxes ...
     boxes = boxes / 7 + 20_000 - 10  # ... at the far end of a large image
-    scores, labels = box_layouts.scores("distinct", n), box_layouts.ids(n, classes).abs() % classes
-    expected = per_class(boxes, scores, labels, 0.5)
-    keep = backend.ops.nms(*(x.to(backend.device) for x in (boxes, scores)), 0.5,
+    scores, labels = box_layouts.scores("distinct", n), 70 + box_layouts.ids(n, 10) % 10
+    expected = per_class(boxes, scores, labels, 0.3)
+    keep = backend.ops.nms(*(x.to(backend.device) for x in (boxes, scores)), 0.3,
                            labels=labels.to(backend.device))  # fmt: skip
     assert torch.equal(keep.cpu(), expected)
-    moved = torchvision.ops.boxes._batched_nms_coordinate_trick(boxes, scores, labels, 0.5)
+    moved = torchvision.ops.boxes._batched_nms_coordinate_trick(boxes, scores, labels, 0.3)
     assert not torch.equal(moved, expected)  # or this case would prove nothing
 
 
@@ -122,38 +122,27 @@ def test_every_instruction_set_keeps_the_same_cpu():
             assert used == capability
 
 
-# Two programs and not a patched test process: the patch is the line that users write.
+# In a process of its own: the patch is the line that users write.
 DETECTOR = """
 import torch, torchvision
-{patch}
 torch.manual_seed(0)
 model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
     weights=None, weights_backbone=None, num_classes=7, box_score_thresh=0.001).eval()
-images = [torch.rand(3, 240, 320), torch.rand(3, 200, 180)]
+images, calls = [torch.rand(3, 240, 320), torch.rand(3, 200, 180)], []
 with torch.no_grad():
-    for found in model(images):
-        print(len(found["boxes"]))
-        for values in found.values():
-            print(values.tolist())
-print(torchvision.ops.boxes.batched_nms.__module__)
+    before = model(images)
+    import tinyops
+    torchvision.ops.boxes.batched_nms = lambda b, s, i, t: tinyops.ops.nms(b, s, t, labels=i)
+    ours = torchvision.ops.boxes.batched_nms
+    torchvision.ops.boxes.batched_nms = lambda *a: calls.append(a) or ours(*a)
+    after = model(images)
+assert len(calls) == 4, "twice per image: proposals and detections"
+for a, b in zip(before, after, strict=True):
+    assert len(a["boxes"]) > 20
+    assert all(torch.equal(a[name], b[name]) for name in a), "other detections"
 """
-ONE_LINE = "import tinyops; torchvision.ops.boxes.batched_nms = {function}"
-
-
-def detect(patch):
-    done = subprocess.run(
-        [sys.executable, "-c", DETECTOR.format(patch=patch)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    *lines, module = done.stdout.splitlines()
-    return lines, module
 
 
 def test_replaces_nms_in_a_torchvision_detector_cpu():
-    lambda_ = "lambda b, s, i, t: tinyops.ops.nms(b, s, t, labels=i)"
-    expected, module = detect("")
-    assert module == "torchvision.ops.boxes"
-    lines, module = detect(ONE_LINE.format(function=lambda_))
-    assert module == "__main__"
-    assert lines == expected
-    assert int(lines[0]) > 20
+    done = subprocess.run([sys.executable, "-c", DETECTOR], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
