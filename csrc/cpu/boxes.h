@@ -1,6 +1,7 @@
 // Checks of the values of boxes and scores on the CPU.
 #pragma once
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "../ops/boxes_check.h"
@@ -11,16 +12,17 @@ namespace tinyops {
 template <typename T>
 int64_t first_bad_box(const Box<T>* boxes, int64_t n) {
   // A box is one vector; GCC makes the best of whatever the machine has.
-  typedef T Row __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T))));
+  typedef T Row __attribute__((vector_size(4 * sizeof(T))));
   using Mask = decltype(Row{} < Row{});
   constexpr T kLargest = std::numeric_limits<T>::max();
-  const auto* rows = reinterpret_cast<const Row*>(boxes);
   constexpr int64_t kBlock = 64;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t end = std::min(n, begin + kBlock);
     Mask good = Row{} == Row{};
     for (int64_t k = begin; k < end; ++k) {
-      const Row row = rows[k], corner = __builtin_shuffle(row, Mask{2, 3, 2, 3});
+      Row row;
+      std::memcpy(&row, &boxes[k], sizeof(row));  // a view may begin at any element
+      const Row corner = __builtin_shuffle(row, Mask{2, 3, 2, 3});
       good &= (row <= corner) & (row >= -kLargest) & (row <= kLargest);
     }
     if (good[0] && good[1] && good[2] && good[3]) [[likely]]
