@@ -35,7 +35,8 @@ def test_from_boxes_is_max_overlap_and_then_the_sample(backend, dtype, mode):
         expected = backend.ops.sample_negatives(
             zeros if own is None else own, overlaps, candidates, 50, seed_of(number), **options
         )
-        assert len(actual) == 50 and torch.equal(actual, expected)
+        assert len(actual) == 50
+        assert torch.equal(actual, expected)
 
 
 def test_from_boxes_prefers_what_covers_a_target(backend):
@@ -302,4 +303,5 @@ def test_cuda_graph_draws_anew_from_a_seed_on_the_gpu(backend):
     for number in (1, 2):
         seed.fill_(number)
         graph.replay()
-        assert torch.equal(captured, step()[0]) and int(count) == 600
+        assert torch.equal(captured, step()[0])
+        assert int(count) == 600

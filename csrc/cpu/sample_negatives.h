@@ -19,9 +19,9 @@ struct Survivor {
   uint32_t high;  // the upper half of its random bits
 };
 
-// The random bits v of an item are a lower bound of its time, and log2(v) is bounded by exponent and
-// mantissa of v as float32, read as one integer: log2(1 + m) >= m. `bound_of` turns an arrival (its
-// logarithm) into what that integer times kLogStep is compared with, less the logit.
+// The random bits v of an item are a lower bound of its time, and log2(v) is bounded by exponent
+// and mantissa of v as float32, read as one integer: log2(1 + m) >= m. `bound_of` turns an arrival
+// (its logarithm) into what that integer times kLogStep is compared with, less the logit.
 constexpr double kLog2 = 0.69314718055994530942;
 constexpr double kLogStep = kLog2 * 0x1p-23;
 // Of the integer v is 2^31 times as large, and the exponent of float32 is larger by 127. The slack

@@ -106,8 +106,7 @@ cudaError_t draw_cuda(const Input<T>& in, const Canvases& canvases, cudaStream_t
     const int threads = c.level.x.out <= 64 ? 64 : 128;
     const dim3 grid = cuda::grid_of(ceil_div(c.level.x.out, threads), rows, 1);
     if (rows == 0 || c.level.x.out == 0) continue;
-    if (const cudaError_t error =
-            cuda::launch(shrink_kernel, grid, dim3(threads), stream, c, rows))
+    if (const cudaError_t error = cuda::launch(shrink_kernel, grid, dim3(threads), stream, c, rows))
       return error;
   }
   return cudaSuccess;
