@@ -12,6 +12,7 @@ using cuda::kThreads;
 __global__ void image_kernel(const int64_t* __restrict__ image_ids, int64_t n, int64_t images,
                              unsigned long long* __restrict__ result) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+#pragma unroll 1  // counting the turns beforehand takes a 64-bit division
   for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < n; k += stride) {
     const int64_t id = image_ids[k];
     if (id < 0 || id >= images) atomicMax(result, ~static_cast<unsigned long long>(k));

@@ -257,6 +257,7 @@ __global__ void finish_kernel(const uint32_t* __restrict__ items, int64_t size,
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (first == 0 && count) *count = taken;
+#pragma unroll 1  // counting the turns beforehand takes a 64-bit division
   for (int64_t k = first; k < size; k += stride) indices[k] = k < taken ? items[k] : int64_t{-1};
 }
 
