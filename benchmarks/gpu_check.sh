@@ -6,7 +6,8 @@
 # Installs the library twice into a temporary directory, with and without CUDA kernels (then Triton
 # has the GPU), tests both, runs the CUDA kernels under compute-sanitizer, and measures.
 # Leaves at most 8 files in OUT_DIR. Exits with 1 if a step failed; the later ones run all the same.
-# Needs nvcc, torch, triton, pytest, hypothesis, pybind11, ninja and cmake. PYTHON: which Python.
+# Needs nvcc, torch, triton, pytest, hypothesis, pybind11, ninja and cmake; torchvision is a peer if
+# it is there. PYTHON: which Python.
 # shellcheck disable=SC2317  # step calls the functions by name, in a shell of its own
 set -uo pipefail
 if [[ $# != 1 ]]; then
@@ -82,32 +83,47 @@ tests() { # tests 0|1; tests that were all skipped are a failure
     tee /dev/stderr | grep -E '[1-9][0-9]* passed'
 }
 
-sanitize() { # sanitize TOOL
+sanitize() { # sanitize TOOL [CHECK...]
   [[ -d install_1/tinyops ]] || exit 1
   PYTHONPATH=$work/install_1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" \
-    --error-exitcode 9 "$python" "$root/benchmarks/sanitize.py"
+    --error-exitcode 9 "$python" "$root/benchmarks/sanitize.py" "${@:2}"
 }
 
-bench() { # bench 0|1 OPTIONS...
+bench() { # bench 0|1 OPERATOR OPTIONS...
   [[ -d install_$1/tinyops ]] || exit 1
-  PYTHONPATH=$work/install_$1 "$python" "$root/benchmarks/bench.py" gated_upsample_add \
-    --device cuda --quick "${@:2}"
+  PYTHONPATH=$work/install_$1 "$python" "$root/benchmarks/bench.py" "$2" \
+    --device cuda --quick "${@:3}"
 }
 
-export -f environment build tests sanitize bench
+bench_one() { # bench_one OPERATOR OPTIONS...: with CUDA kernels; leaves numbers to be collected
+  bench 1 "$@" --json "$work/json/$1" --markdown "$work/md/$1"
+}
+
+export -f environment build tests sanitize bench bench_one
 export python root work gpu_tests
+mkdir "$work"/{json,md}
 
 step "environment" 40 summary.txt environment
 step "build, CUDA" 150 build.log build 1
 step "tests, CUDA" 120 tests.log tests 1
-step "memcheck" 60 sanitizer.log sanitize memcheck
+step "bench, nms" 60 bench.log bench_one nms
+step "bench, stitch_tiles" 40 bench.log bench_one stitch_tiles
+step "bench, max_overlap" 60 bench.log bench_one max_overlap
+step "bench, sample_negatives" 40 bench.log bench_one sample_negatives
+step "memcheck" 90 sanitizer.log sanitize memcheck
 step "racecheck" 60 sanitizer.log sanitize racecheck
-step "bench, CUDA" 200 bench.log bench 1 --json "$out/bench_cuda.json" \
-  --markdown "$out/bench_cuda.md"
+step "bench, gated_upsample_add" 80 bench.log bench_one gated_upsample_add --shapes p2x8,p4
 step "build, Triton" 100 build.log build 0
 step "tests, Triton" 120 tests.log tests 0
-step "bench, Triton" 60 bench.log bench 0 --json "$out/bench_triton.json" --shapes p2x8,p4 \
-  --dtype float32 --modes forward
+step "bench, Triton" 60 bench.log bench 0 gated_upsample_add --json "$out/bench_triton.json" \
+  --shapes p2x8,p4 --dtype float32 --modes forward
+
+"$python" -c 'import json, pathlib, sys
+found = {file.name: json.loads(file.read_text()) for file in pathlib.Path("json").iterdir()}
+pathlib.Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")' "$out/bench_cuda.json"
+for file in md/*; do
+  [[ ! -e $file ]] || { echo "## ${file##*/}"; echo; cat "$file"; }
+done >"$out/bench_cuda.md"
 
 {
   echo

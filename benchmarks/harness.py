@@ -115,12 +115,12 @@ def _error(result: Tensor, expected: Tensor) -> float:
 
 def number_of_sets(size: int, device: torch.device) -> int:
     """Sets of inputs of `size` bytes: together beyond the last-level cache, if memory allows."""
-    wanted = max(3, min(MOST_SETS, math.ceil(2 * last_level_cache(device) / size)))
+    wanted = max(3, min(MOST_SETS, math.ceil(2 * last_level_cache(device) / max(size, 1))))
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(wanted, max(1, free // 8 // size))
+    return min(wanted, max(1, free // 8 // max(size, 1)))
 
 
 def last_level_cache(device: torch.device) -> int:

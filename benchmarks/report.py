@@ -82,18 +82,35 @@ def headline(facts: dict[str, Any]) -> str:
         machine = f"{facts['gpu']}, driver {facts['driver']}, CUDA {facts['cuda']}, {kernels}"
         memory = "torch caching allocator"
     versions = f"torch {facts['torch']}, tinyops {facts['tinyops']}"
+    versions += "".join(f", {name} {version}" for name, version in facts.get("peers", {}).items())
     return f"{machine}; {versions}; {facts['date']}; {memory}; `{facts['command']}`"
 
 
-NOTE = (
-    "ms: median over interleaved rounds with rotating inputs. GB/s: compulsory bytes over the time "
-    "of tinyops; of copy: that over the GB/s of a copy of as many bytes in the same run. "
-    "Extra MB: peak above the inputs, result included, of eager / compiled / tinyops."
-)
+NOTES = {
+    "maps": "ms: median over interleaved rounds with rotating inputs. GB/s: compulsory bytes over "
+    "the time of tinyops; of copy: that over the GB/s of a copy of as many bytes in the same run. "
+    "Extra MB: peak above the inputs, result included, of eager / compiled / tinyops.",
+    "boxes": "ms: median over interleaved rounds with rotating inputs (once: a single call), and "
+    "in brackets the ratio to tinyops. Extra MB: what the process grows by in one call; on a GPU, "
+    "what torch allocates. differ: indices that only one of tinyops and the peer returns.",
+    "quality": "One-to-one matches at IoU 0.5, best score first. duplicates: detections of people "
+    "who are found already; false: of nobody (halves at seams). ms: one call, from arrays to "
+    "arrays.",
+}
+WORDS = ("shape", "mode", "dtype", "layout", "distribution", "method", "differ")  # left-aligned
 
 
-def cells(result: Result) -> dict[str, str]:
-    """One row: column -> text."""
+def rows(result: Result) -> list[dict[str, str]]:
+    """Rows of a table: column -> text."""
+    kind = _kind(result)
+    return quality_rows(result) if kind == "quality" else [CELLS[kind](result)]
+
+
+def _kind(result: Result) -> str:
+    return result.get("kind", "maps")
+
+
+def map_cells(result: Result) -> dict[str, str]:
     ms, memory = result["ms"], result["peak_extra_bytes"]
     names = [name for name in memory if name != "tinyops"]
     row = {key: result[key] for key in ("shape", "mode", "dtype", "layout")}
@@ -107,29 +124,99 @@ def cells(result: Result) -> dict[str, str]:
     return row
 
 
+def box_cells(result: Result) -> dict[str, str]:
+    def peer(name: str) -> str:
+        if name in result["not_measured"]:
+            refusal = result["not_measured"][name]
+            return refusal if refusal == "not installed" else "-"
+        text = _ms(result["ms"][name])
+        if name != "tinyops":
+            text += f" ({_ratio(result['speedup'][name])}x)"
+        return text + " once" * (name in result["measured_once"])
+
+    row = {"shape": result["shape"], "mode": result["mode"]}
+    row |= {
+        name: f"{value:,}" if isinstance(value, int) else value
+        for name, value in result["columns"].items()
+    }
+    facts = {
+        name: f"{value:,}" if isinstance(value, int) else value
+        for name, value in result["facts"].items()
+    }
+    row |= {name: text for name, text in facts.items() if name != "differ"}
+    row |= {f"{name} ms": peer(name) for name in result["peers"]}
+    memory = result["peak_extra_bytes"]
+    row |= {f"extra MB {name}": f"{size / 1e6:.1f}" for name, size in memory.items()}
+    row["differ"] = facts.get("differ", "")
+    return row
+
+
+def quality_rows(result: Result) -> list[dict[str, str]]:
+    head = {
+        "shape": result["shape"],
+        "people": f"{result['people']:,}",
+        "boxes": f"{result['boxes']:,}",
+    }
+    table = []
+    for method in result["methods"]:
+        row = head | {"method": method["method"]}
+        for name in ("TP", "duplicates", "false", "missed"):
+            row[name] = f"{method[name]:,}" if name in method else "-"
+        row["ms"] = _ms(method["ms"]) if "ms" in method else method["not_measured"]
+        table.append(row)
+    return table
+
+
+CELLS = {"maps": map_cells, "boxes": box_cells}
+
+
 def _ms(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
+    """Three digits that count; microseconds are the finest."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def grid(results: list[Result]) -> list[list[str]]:
-    """Header and rows, without columns that are empty everywhere."""
-    rows = [cells(result) for result in results]
-    columns = [c for c in (rows[0] if rows else {}) if any(row[c] for row in rows)]
-    return [columns, *([row[c] for c in columns] for row in rows)]
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def text_table(results: list[Result]) -> str:
-    table = grid(results)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join(map(str.rjust, row, widths)) for row in table)
-    return "\n".join(lines)
+def tables(results: list[Result]) -> list[tuple[list[list[str]], str]]:
+    """Header and rows, without columns that are empty everywhere, and the note below, by kind."""
+    found = []
+    for kind, note in NOTES.items():
+        several = [row for result in results if _kind(result) == kind for row in rows(result)]
+        columns = list(dict.fromkeys(c for row in several for c in row))
+        columns = [c for c in columns if any(row.get(c) for row in several)]
+        if several:
+            table = [columns, *([row.get(c, "") for c in columns] for row in several)]
+            found.append((table, note + _refusals(results)))
+    return found
+
+
+def _refusals(results: list[Result]) -> str:
+    reasons = {
+        f"{name} {reason}"
+        for result in results
+        for name, reason in result.get("not_measured", {}).items()
+    }
+    return f" Not measured (-): {'; '.join(sorted(reasons))}." if reasons else ""
+
+
+def text(results: list[Result]) -> str:
+    parts = []
+    for table, note in tables(results):
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)) for row in table]
+        parts.append("\n".join([*lines, "", note]))
+    return "\n\n".join(parts)
 
 
 def markdown(facts: dict[str, Any], results: list[Result]) -> str:
-    head, *body = grid(results)
-    rule = ["---" if column in ("shape", "mode", "dtype", "layout") else "---:" for column in head]
-    lines = (f"| {' | '.join(row)} |" for row in (head, rule, *body))
-    return "\n".join([headline(facts), "", *lines, "", NOTE, ""])
+    parts = [headline(facts), ""]
+    for (head, *body), note in tables(results):
+        rule = ["---" if column in WORDS else "---:" for column in head]
+        parts += [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
+        parts += ["", note, ""]
+    return "\n".join(parts)
 
 
 def write(

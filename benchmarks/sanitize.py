@@ -4,19 +4,30 @@
 
 Without its cache, torch gives every tensor an allocation of its own, whose ends are then watched.
 Inputs are made and results compared on the CPU, so that hardly a kernel but ours runs on the GPU.
+Maps are compared with the reference in float64, results of box operators with those of the CPU
+kernels, which must be the same bits.
 """
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinyops.ops import (
+    attention_targets,
     gated_upsample_add,
     gated_upsample_add_,
     gated_upsample_add_reference,
+    max_overlap,
+    nms,
+    sample_negatives,
+    sample_negatives_from_boxes,
+    soft_nms,
+    stitch_tiles,
+    topk_per_target,
 )
 
 # Largest error over largest value of the float64 reference.
@@ -93,13 +104,144 @@ def check_gated_upsample_add(device: torch.device) -> Iterator[str]:
         yield what
 
 
+# Numbers of boxes: none, one, about a warp, more than a block.
+COUNTS = (0, 1, 31, 33, 130, 1100)
+SIDE = 120.0  # pixels of the image: crowded
+
+
+def random_boxes(n: int, dtype: torch.dtype) -> Tensor:
+    """Tiny ones, and a few that are as large as the image or have no area."""
+    size = 2 + 18 * torch.rand(n, 2)
+    size[::50] = SIDE
+    size[7::50] = 0
+    corner = (SIDE - size).clamp(min=0) * torch.rand(n, 2)
+    return torch.cat([corner, corner + size], dim=1).to(dtype)
+
+
+def random_scores(n: int) -> Tensor:
+    return (40 * torch.rand(n)).round() / 40  # with ties
+
+
+def same(
+    function: Callable[..., Any], device: torch.device, what: str, *tensors: Tensor, **options: Any
+) -> str:
+    """Compare `function` on `device`, of tensors that begin one element into memory, with CPU."""
+
+    def there(x: Any) -> Any:
+        return place(x, device, 1) if isinstance(x, Tensor) else x
+
+    expected = function(*tensors, **options)
+    results = function(*map(there, tensors), **{k: there(x) for k, x in options.items()})
+    for result, right in zip(_flat(results), _flat(expected), strict=True):
+        if not torch.equal(result.cpu(), right):
+            raise SystemExit(f"not the result of the CPU: {what}")
+    return what
+
+
+def _flat(x: Any) -> list[Tensor]:
+    return [x] if isinstance(x, Tensor) else list(x)
+
+
+def check_nms(device: torch.device) -> Iterator[str]:
+    variants: tuple[dict[str, Any], ...] = (
+        {},
+        {"metric": "ios"},
+        {"offset": 1},
+        {"max_outputs": 50},
+        {"check": False, "max_outputs": 2000},
+    )
+    for n, dtype, options in itertools.product(COUNTS, TOLERANCES, variants):
+        what = f"nms {n} {dtype} {options}"
+        inputs, labels = (random_boxes(n, dtype), random_scores(n)), torch.arange(n) % 3
+        ids = {"labels": labels, "image_ids": labels // 2}
+        yield same(nms, device, what, *inputs, iou_threshold=0.0, **options)
+        yield same(nms, device, what, *inputs, iou_threshold=0.5, **options)
+        yield same(nms, device, f"{what} ids", *inputs, iou_threshold=0.5, **ids, **options)
+
+
+def check_soft_nms(device: torch.device) -> Iterator[str]:
+    for n, dtype, method in itertools.product(COUNTS[:5], TOLERANCES, ("linear", "gaussian")):
+        what = f"soft_nms {n} {dtype} {method}"
+        inputs, labels = (random_boxes(n, dtype), random_scores(n)), torch.arange(n) % 2
+        yield same(soft_nms, device, what, *inputs, method=method, labels=labels)
+
+
+def check_stitch_tiles(device: torch.device) -> Iterator[str]:
+    windows = torch.tensor([(x, y, x + 120, y + 120) for y in (0, 90) for x in (0, 90, 180)])
+    sizes = torch.tensor([[210, 300]])
+    variants: tuple[dict[str, Any], ...] = (
+        {},
+        {"class_agnostic": True, "edge": 0.0},
+        {"merge": "union"},
+        {"max_outputs": 40},
+    )
+    for n, dtype, options in itertools.product(COUNTS, TOLERANCES, variants):
+        what = f"stitch_tiles {n} {dtype} {options}"
+        labels, tile_ids = torch.arange(n) % 2, torch.randint(len(windows), (n,))
+        several = random_boxes(n, dtype), random_scores(n), labels, tile_ids, windows, sizes
+        yield same(stitch_tiles, device, what, *several, **options)
+
+
+def check_overlaps(device: torch.device) -> Iterator[str]:
+    modes = ("iou", "iof_target", "iof_box", "ios", "giou", "nwd", "rfd_kl", "rfd_w")
+    kinds = [("iou", dtype) for dtype in TOLERANCES] + [(mode, torch.float32) for mode in modes[1:]]
+    for n, m, (mode, dtype) in itertools.product(COUNTS, (0, 1, 40, 700), kinds):
+        what = f"{n} {m} {dtype} {mode}"
+        inputs = random_boxes(n, dtype), random_boxes(m, dtype)
+        ids = {"image_ids": torch.arange(n) % 2, "target_image_ids": torch.arange(m) % 2}
+        ids["target_mask"] = torch.arange(m) % 5 > 0
+        k = min(3, n)
+        yield same(max_overlap, device, f"max_overlap {what}", *inputs, mode=mode)
+        yield same(max_overlap, device, f"max_overlap ids {what}", *inputs, mode=mode, **ids)
+        yield same(topk_per_target, device, f"topk_per_target {what}", *inputs, k=k, mode=mode)
+
+
+def check_sampling(device: torch.device) -> Iterator[str]:
+    def seeded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *x, **options: function(
+            *x, **options, generator=torch.Generator().manual_seed(3)
+        )
+
+    given, from_boxes = seeded(sample_negatives), seeded(sample_negatives_from_boxes)
+    for n, wanted, dtype in itertools.product(COUNTS, (0, 1, 40, 600), TOLERANCES):
+        what = f"{n} {wanted} {dtype}"
+        scores, candidates = random_scores(n), torch.rand(n) < 0.9
+        inputs = scores, random_scores(n), candidates
+        boxes = random_boxes(n, dtype), random_boxes(30, dtype), scores, candidates
+        yield same(given, device, f"sample_negatives {what}", *inputs, num_samples=wanted)
+        yield same(
+            from_boxes, device, f"sample_negatives_from_boxes {what}", *boxes, num_samples=wanted
+        )
+
+
+def check_attention_targets(device: torch.device) -> Iterator[str]:
+    for n, dtype, size in itertools.product(COUNTS, TOLERANCES, (1, 33, 120)):
+        what = f"attention_targets {n} {dtype} {size}"
+        inputs = random_boxes(n, dtype), torch.arange(n) % 2
+        yield same(attention_targets, device, what, *inputs, sizes=(2, size, size))
+
+
+CHECKS = {
+    "gated_upsample_add": check_gated_upsample_add,
+    "nms": check_nms,
+    "soft_nms": check_soft_nms,
+    "stitch_tiles": check_stitch_tiles,
+    "overlaps": check_overlaps,
+    "sampling": check_sampling,
+    "attention_targets": check_attention_targets,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checks", nargs="*", metavar="check", help=f"of {', '.join(CHECKS)}")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    device = torch.device(parser.parse_args().device)
-    torch.manual_seed(0)
-    count = sum(1 for _ in check_gated_upsample_add(device))
-    print(f"{count} cases of gated_upsample_add are right on {device}")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    for name in options.checks or CHECKS:
+        torch.manual_seed(0)
+        count = sum(1 for _ in CHECKS[name](device))
+        print(f"{count} cases of {name} are right on {device}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ int64_t first_bad_box(const Box<T>* boxes, int64_t n) {
     Mask good = Row{} == Row{};
     for (int64_t k = begin; k < end; ++k) {
       Row row;
-      std::memcpy(&row, &boxes[k], sizeof(row));  // a view may begin at any element
+      std::memcpy(&row, boxes + k, sizeof(row));  // not aligned
       const Row corner = __builtin_shuffle(row, Mask{2, 3, 2, 3});
       good &= (row <= corner) & (row >= -kLargest) & (row <= kLargest);
     }

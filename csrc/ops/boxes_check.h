@@ -72,10 +72,18 @@ inline void check_fraction(const char* op, const char* name, double x) {
 
 // ---- Values: what the kernels found, said in words ---------------------------------------------
 
+// A NaN without its sign, which means nothing.
+struct Number {
+  double x;
+  friend std::ostream& operator<<(std::ostream& s, Number number) {
+    return number.x == number.x ? s << number.x : s << "nan";
+  }
+};
+
 template <typename T>
 [[noreturn]] void refuse_box(const char* op, const char* name, const Box<T>& b, int64_t index) {
-  check(false, op, ": ", name, " must be finite with x1 <= x2 and y1 <= y2, got [", b.x1, ", ",
-        b.y1, ", ", b.x2, ", ", b.y2, "] at index ", index);
+  check(false, op, ": ", name, " must be finite with x1 <= x2 and y1 <= y2, got [", Number{b.x1},
+        ", ", Number{b.y1}, ", ", Number{b.x2}, ", ", Number{b.y2}, "] at index ", index);
   __builtin_unreachable();
 }
 [[noreturn]] inline void refuse_nan(const char* op, const char* name, int64_t index) {

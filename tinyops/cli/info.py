@@ -54,8 +54,11 @@ def facts() -> dict[str, dict[str, str]]:
 def _cuda_backend(name: str) -> str:
     if tinyops.has_cuda_kernels:
         return "CUDA C++"
-    key = torch._C._dispatch_has_kernel_for_dispatch_key(f"tinyops::{name}", "CUDA")
-    return "Triton" if key else "none: this torch has no CUDA"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"tinyops::{name}", "CUDA"):
+        return "none: this torch has no CUDA"
+    # Regular operators have Triton kernels; those on boxes are irregular.
+    has_triton = importlib.util.find_spec(f"tinyops._triton.{name}") is not None
+    return "Triton" if has_triton else "CPU kernel on a copy"
 
 
 def _version(package: str) -> str:

@@ -9,12 +9,20 @@ from tinyops.ops.gated_upsample_add import (
     gated_upsample_add_,
     gated_upsample_add_reference,
 )
+from tinyops.ops.max_overlap import max_overlap
+from tinyops.ops.nms import (
+    nms,
+    nms_reference,
+)
 from tinyops.ops.sample_negatives import (
     sample_negatives,
     sample_negatives_from_boxes,
     sample_negatives_padded,
     sample_negatives_reference,
 )
+from tinyops.ops.soft_nms import soft_nms
+from tinyops.ops.stitch_tiles import stitch_tiles
+from tinyops.ops.topk_per_target import topk_per_target
 
 __all__ = [
     "attention_targets",
@@ -22,17 +30,28 @@ __all__ = [
     "gated_upsample_add",
     "gated_upsample_add_",
     "gated_upsample_add_reference",
+    "max_overlap",
+    "nms",
+    "nms_reference",
     "sample_negatives",
     "sample_negatives_from_boxes",
     "sample_negatives_padded",
     "sample_negatives_reference",
+    "soft_nms",
+    "stitch_tiles",
+    "topk_per_target",
 ]
 
-OPERATORS = (
+OPERATORS = (  # a file of this name each
     "gated_upsample_add",
+    "nms",
+    "soft_nms",
+    "stitch_tiles",
+    "max_overlap",
+    "topk_per_target",
     "sample_negatives",
     "attention_targets",
-)  # a file of this name each
+)
 
 
 def modules() -> list[ModuleType]:
