@@ -37,7 +37,8 @@ def expect(backend, tensors, num_samples, seed, **options):
     )
     padding = [-1] * (num_samples - len(expected))
     assert indices.tolist() == expected.tolist() + padding
-    assert count.shape == () and int(count) == len(expected)
+    assert count.shape == ()
+    assert int(count) == len(expected)
 
 
 # ---- the sample ----------------------------------------------------------------------------------
@@ -120,9 +121,11 @@ def test_no_items_no_candidates_and_no_samples(backend):
     for count, share, num_samples in ((0, 1, 5), (70, 0, 5), (70, 1, 0)):
         tensors = make(count, device=backend.device, share=share)
         out = backend.ops.sample_negatives(*tensors, num_samples, seed_of(1))
-        assert torch.equal(out.cpu(), nothing) and out.dtype == torch.int64
+        assert torch.equal(out.cpu(), nothing)
+        assert out.dtype == torch.int64
         indices, size = backend.ops.sample_negatives_padded(*tensors, num_samples, seed_of(1))
-        assert indices.tolist() == [-1] * num_samples and int(size) == 0
+        assert indices.tolist() == [-1] * num_samples
+        assert int(size) == 0
 
 
 def test_seed_of_any_shape_with_one_element(backend):
@@ -183,7 +186,8 @@ def test_threads_do_not_change_the_sample():
         torch.set_num_threads(threads)
     assert all(torch.equal(x, results[0]) for x in results)
     candidates = tensors[2]
-    assert candidates[results[0]].all() and len(results[0].unique()) == 700
+    assert candidates[results[0]].all()
+    assert len(results[0].unique()) == 700
 
 
 PROGRAM = """
@@ -220,7 +224,8 @@ def test_more_than_two_to_the_24_items():
     candidates = torch.zeros(count, dtype=torch.bool)
     candidates[-900:] = True
     out = torch.ops.tinyops.sample_negatives(scores, scores, candidates, 800, seed_of(3))
-    assert int(out.min()) >= count - 900 and len(out.unique()) == 800
+    assert int(out.min()) >= count - 900
+    assert len(out.unique()) == 800
 
 
 # ---- the distribution ----------------------------------------------------------------------------
@@ -315,13 +320,15 @@ def test_generator_reproduces_the_sample():
     first = sample_negatives(*tensors, 20, generator=torch.Generator().manual_seed(4))
     again = sample_negatives(*tensors, 20, generator=torch.Generator().manual_seed(4))
     other = sample_negatives(*tensors, 20, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     torch.manual_seed(4)
     assert torch.equal(sample_negatives(*tensors, 20), first)
     assert not torch.equal(sample_negatives(*tensors, 20), first)
     torch.manual_seed(4)
     indices, count = sample_negatives_padded(*tensors, 20)
-    assert torch.equal(indices, first) and int(count) == 20
+    assert torch.equal(indices, first)
+    assert int(count) == 20
 
 
 def test_generator_of_the_gpu(backend):

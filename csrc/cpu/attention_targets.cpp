@@ -43,8 +43,7 @@ Paintings sort_by_image(const Problem& p, const Box<T>* boxes, const int64_t* im
     const int64_t id = image_of(k);
     if (id < 0) continue;
     const Rect& rect = rects[static_cast<size_t>(k)];
-    result.list[static_cast<size_t>(--result.begin[static_cast<size_t>(id)])] = {rect,
-                                                                                rect.size()};
+    result.list[static_cast<size_t>(--result.begin[static_cast<size_t>(id)])] = {rect, rect.size()};
   }
   return result;
 }
@@ -70,7 +69,7 @@ struct Taps {
 // The pixels that the cells of one level of one image are interpolated from: 1, 0 or -1.
 struct Canvas {
   Taps y, x;
-  std::vector<int8_t> pixels;   // [2h, 2w]
+  std::vector<int8_t> pixels;    // [2h, 2w]
   std::vector<uint8_t> touched;  // [2h] rows
 
   explicit Canvas(const Level& level)
@@ -82,7 +81,8 @@ struct Canvas {
     std::fill(touched.begin(), touched.end(), uint8_t{0});
   }
   void paint(const Rect& rect, int8_t sign) {
-    const auto left = static_cast<size_t>(x.from(rect.l)), right = static_cast<size_t>(x.from(rect.r));
+    const auto left = static_cast<size_t>(x.from(rect.l)),
+               right = static_cast<size_t>(x.from(rect.r));
     if (left == right) return;
     const auto end = static_cast<size_t>(y.from(rect.d));
     for (auto row = static_cast<size_t>(y.from(rect.t)); row < end; ++row) {

@@ -80,12 +80,13 @@ void scan_range(const Items<T>& items, int64_t begin, int64_t end, First& first,
     const T bound = last == ~uint64_t{0} ? std::numeric_limits<T>::infinity()
                                          : round_up<T>(bound_of(from_ordered(last)));
     const int64_t found = for_isa(cpu_isa(), [&](auto isa) {
-      const int64_t n = scan<isa.value>(items, begin, std::min(end, begin + kStep), bound,
-                                        survivors.data(), bad);
+      const int64_t n =
+          scan<isa.value>(items, begin, std::min(end, begin + kStep), bound, survivors.data(), bad);
       arrivals<isa.value>(items, survivors.data(), n, times.data());
       return n;
     });
-    for (size_t k = 0; k < static_cast<size_t>(found); ++k) first.add({times[k], survivors[k].item});
+    for (size_t k = 0; k < static_cast<size_t>(found); ++k)
+      first.add({times[k], survivors[k].item});
   }
 }
 
@@ -129,8 +130,7 @@ First draw(const char* op, const OptionalTensor& scores, const Tensor& overlaps,
     if (!scores) weights.score = 0;  // times the overlaps, which are finite
     const Items<T> items{data<T>(own_scores), data<T>(own_overlaps), data<uint8_t>(own_candidates),
                          weights, static_cast<uint64_t>(*data<int64_t>(seed))};
-    return draw(op, items, overlaps.size(0), options.num_samples, scores.has_value(),
-                check_values);
+    return draw(op, items, overlaps.size(0), options.num_samples, scores.has_value(), check_values);
   });
 }
 
@@ -152,8 +152,7 @@ Tensor sample_negatives_cpu(const Tensor& scores, const Tensor& overlaps, const 
                             int64_t balance_on, double temperature, bool check_values) {
   const Options options{num_samples, balance, balance_on, temperature};
   check_arguments(kName, scores, overlaps, candidates, seed, options);
-  return indices(
-      draw(kName, scores, overlaps, candidates, seed, options, check_values).sorted());
+  return indices(draw(kName, scores, overlaps, candidates, seed, options, check_values).sorted());
 }
 
 std::tuple<Tensor, Tensor> sample_negatives_padded_cpu(const Tensor& scores, const Tensor& overlaps,

@@ -70,8 +70,10 @@ template <typename V>
 inline uint64_t not_greater(V a, V b) {
   constexpr bool kFloat = sizeof(a[0]) == 4;
 #if TINYOPS_ISA == 2
-  if constexpr (kFloat) return _mm512_cmp_ps_mask(bits<__m512>(a), bits<__m512>(b), _CMP_NGT_UQ);
-  else return _mm512_cmp_pd_mask(bits<__m512d>(a), bits<__m512d>(b), _CMP_NGT_UQ);
+  if constexpr (kFloat)
+    return _mm512_cmp_ps_mask(bits<__m512>(a), bits<__m512>(b), _CMP_NGT_UQ);
+  else
+    return _mm512_cmp_pd_mask(bits<__m512d>(a), bits<__m512d>(b), _CMP_NGT_UQ);
 #elif TINYOPS_ISA == 1
   if constexpr (kFloat)
     return static_cast<unsigned>(
@@ -237,14 +239,14 @@ int64_t scan(const Items<T>& items, int64_t begin, int64_t end, T bound, Survivo
     std::memcpy(scores, items.scores + first, rest * sizeof(T));
     std::memcpy(overlaps, items.overlaps + first, rest * sizeof(T));
     std::memcpy(candidates, items.candidates + first, rest);
-    out = scan_group(scores, overlaps, candidates, items.weights, items.seed, first, bound, out,
-                     bad);
+    out =
+        scan_group(scores, overlaps, candidates, items.weights, items.seed, first, bound, out, bad);
   }
   return out - survivors;
 }
 
-#define TINYOPS_INSTANTIATE(T)                                                                    \
-  template int64_t scan<kIsa>(const Items<T>&, int64_t, int64_t, T, Survivor*, int64_t*);         \
+#define TINYOPS_INSTANTIATE(T)                                                            \
+  template int64_t scan<kIsa>(const Items<T>&, int64_t, int64_t, T, Survivor*, int64_t*); \
   template void arrivals<kIsa>(const Items<T>&, const Survivor*, int64_t, uint64_t*);
 TINYOPS_INSTANTIATE(float)
 TINYOPS_INSTANTIATE(double)

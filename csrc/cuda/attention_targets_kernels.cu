@@ -12,6 +12,7 @@ using cuda::kThreads;
 __global__ void image_kernel(const int64_t* __restrict__ image_ids, int64_t n, int64_t images,
                              unsigned long long* __restrict__ result) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+#pragma unroll 1  // counting the turns beforehand takes a 64-bit division
   for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < n; k += stride) {
     const int64_t id = image_ids[k];
     if (id < 0 || id >= images) atomicMax(result, ~static_cast<unsigned long long>(k));
@@ -106,8 +107,7 @@ cudaError_t draw_cuda(const Input<T>& in, const Canvases& canvases, cudaStream_t
     const int threads = c.level.x.out <= 64 ? 64 : 128;
     const dim3 grid = cuda::grid_of(ceil_div(c.level.x.out, threads), rows, 1);
     if (rows == 0 || c.level.x.out == 0) continue;
-    if (const cudaError_t error =
-            cuda::launch(shrink_kernel, grid, dim3(threads), stream, c, rows))
+    if (const cudaError_t error = cuda::launch(shrink_kernel, grid, dim3(threads), stream, c, rows))
       return error;
   }
   return cudaSuccess;

@@ -118,20 +118,16 @@ Tensor sample_negatives_cuda(const Tensor& scores, const Tensor& overlaps, const
   return whole(kName, scores, overlaps, candidates, seed, options, check_values);
 }
 
-std::tuple<Tensor, Tensor> sample_negatives_padded_cuda(const Tensor& scores,
-                                                        const Tensor& overlaps,
-                                                        const Tensor& candidates,
-                                                        int64_t num_samples, const Tensor& seed,
-                                                        double balance, int64_t balance_on,
-                                                        double temperature, bool check_values) {
+std::tuple<Tensor, Tensor> sample_negatives_padded_cuda(
+    const Tensor& scores, const Tensor& overlaps, const Tensor& candidates, int64_t num_samples,
+    const Tensor& seed, double balance, int64_t balance_on, double temperature, bool check_values) {
   const Options options{num_samples, balance, balance_on, temperature};
   check_arguments(kPadded, scores, overlaps, candidates, seed, options);
   const DeviceGuard guard(scores);
   const Sample sample = draw(kPadded, scores, overlaps, candidates, seed, options);
   if (check_values) size_of(kPadded, sample, scores, overlaps, true);
   const Tensor indices = empty_indices(scores, num_samples);
-  const Tensor count =
-      torch::stable::empty({}, ScalarType::Long, std::nullopt, scores.device());
+  const Tensor count = torch::stable::empty({}, ScalarType::Long, std::nullopt, scores.device());
   check_cuda(finish_cuda(sample.scratch, num_samples, mutable_data<int64_t>(indices),
                          mutable_data<int64_t>(count), current_stream(scores)),
              kPadded);

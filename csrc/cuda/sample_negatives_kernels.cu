@@ -1,7 +1,8 @@
-// sample_negatives on the GPU, without host synchronisation: one kernel draws the time of arrival of
-// every item, a radix selection over 11 bits at a time finds the last item of the sample (kernels
-// after the one that decides it return at once), one kernel collects the sample, and a bitonic sort
-// puts it in order. Moves 9 + 8 bytes per item (float32) once, and 8 per pass of the selection.
+// sample_negatives on the GPU, without host synchronisation: one kernel draws the time of arrival
+// of every item, a radix selection over 11 bits at a time finds the last item of the sample
+// (kernels after the one that decides it return at once), one kernel collects the sample, and a
+// bitonic sort puts it in order. Moves 9 + 8 bytes per item (float32) once, and 8 per pass of the
+// selection.
 #include "launch.h"
 #include "sample_negatives.h"
 
@@ -119,16 +120,16 @@ __device__ void decide(const Digit& d, bool is_first, unsigned most, State* stat
     const bool all = rank - before == own[k];
     const ull rest = all ? (ull{1} << d.shift) - 1 : 0;
     if (d.of_time) state->time = time | value << d.shift | rest;
-    state->item = d.of_time ? (all ? ~0u : 0) : static_cast<unsigned>(item | value << d.shift | rest);
+    state->item =
+        d.of_time ? (all ? ~0u : 0) : static_cast<unsigned>(item | value << d.shift | rest);
     state->rank = rank - before;
     state->decided = all;
     return;
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    select_kernel(const ull* __restrict__ times, uint32_t n, int pass, unsigned most,
-                  State* state) {
+__global__ void __launch_bounds__(kThreads) select_kernel(const ull* __restrict__ times, uint32_t n,
+                                                          int pass, unsigned most, State* state) {
   __shared__ unsigned bins[kBins];
   __shared__ bool is_last;
   if (state->decided) return;
@@ -256,6 +257,7 @@ __global__ void finish_kernel(const uint32_t* __restrict__ items, int64_t size,
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (first == 0 && count) *count = taken;
+#pragma unroll 1  // counting the turns beforehand takes a 64-bit division
   for (int64_t k = first; k < size; k += stride) indices[k] = k < taken ? items[k] : int64_t{-1};
 }
 

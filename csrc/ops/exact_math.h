@@ -20,8 +20,8 @@ TINYOPS_HD double double_of(uint64_t u) {
 
 // The parts are templates on D, double or a vector of doubles of a CPU kernel.
 
-// log(1 + f) for sqrt(1/2) - 1 <= f <= sqrt(2) - 1, by log(1 + f) = 2 atanh(s), s = f / (2 + f). The
-// series ends with s^21 / 21; what is left out is below 3e-18 of the result.
+// log(1 + f) for sqrt(1/2) - 1 <= f <= sqrt(2) - 1, by log(1 + f) = 2 atanh(s), s = f / (2 + f).
+// The series ends with s^21 / 21; what is left out is below 3e-18 of the result.
 template <typename D>
 TINYOPS_HD D log1p_near(D f) {
   const D s = f / (2.0 + f), z = s * s;
@@ -59,7 +59,7 @@ TINYOPS_HD double log(double x) {
 }
 
 // A draw of the standard exponential distribution: -log(1 - v), v = (r + 1/2) / 2^64, of 64 random
-// bits r. It lies between 2^-65 and 45.1, is never zero, and within 4e-16 of its own size.
+// bits r. It lies between 2^-65 and 45.1, is never zero, and within 5e-16 of its own size.
 constexpr uint64_t kNearOne = 0x4AFB0CCC06219B7Cull;  // (1 - sqrt(1/2)) * 2^64, rounded up
 TINYOPS_HD double exponential(uint64_t r) {
   if (r < kNearOne) return -log1p_near(-((static_cast<double>(r) + 0.5) * 0x1p-64));

@@ -17,8 +17,8 @@ TINYOPS_HD double logit(const Weights<T>& w, T score, T overlap) {
   return static_cast<double>((w.score * score + w.overlap * overlap) * w.sharpness);
 }
 
-// 64 items share 16 Philox blocks: item i has word i / 16 % 4 of block i / 64 * 16 + i % 16, so that
-// neighbouring lanes of a CPU vector or of a warp hold neighbouring items. The counter is
+// 64 items share 16 Philox blocks: item i has word i / 16 % 4 of block i / 64 * 16 + i % 16, so
+// that neighbouring lanes of a CPU vector or of a warp hold neighbouring items. The counter is
 // (block, stream, 0, 0); stream 0 gives the upper half of an item's 64 random bits, 1 the lower.
 constexpr int kGroup = 64;
 constexpr int kBlocksPerGroup = kGroup / 4;
@@ -46,8 +46,9 @@ TINYOPS_HD double from_ordered(uint64_t u) {
 }
 
 // The logarithm of the time at which an item of rate exp(logit) comes up for the first time: items
-// sorted by it are a draw without replacement (Efraimidis and Spirakis, IPL 97, 2006). The logarithm,
-// because rates of any logit fit into it. A logit that is NaN counts as -inf: drawn last.
+// sorted by it are a draw without replacement (Efraimidis and Spirakis, IPL 97, 2006). The
+// logarithm, because rates of any logit fit into it. A logit that is NaN counts as -inf: drawn
+// last.
 constexpr uint64_t kInfinity = 0x7FF0000000000000ull;
 TINYOPS_HD uint64_t arrival(uint32_t high, uint32_t low, double logit) {
   const double log_time = exact::log(exact::exponential(uint64_t{high} << 32 | low));

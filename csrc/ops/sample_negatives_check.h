@@ -17,7 +17,8 @@ struct Options {
   Weights<T> weights() const {
     const T given = static_cast<T>(balance), rest = static_cast<T>(1 - balance);
     const T sharpness = static_cast<T>(1 / temperature);
-    return balance_on == 0 ? Weights<T>{given, rest, sharpness} : Weights<T>{rest, given, sharpness};
+    return balance_on == 0 ? Weights<T>{given, rest, sharpness}
+                           : Weights<T>{rest, given, sharpness};
   }
 };
 

@@ -13,9 +13,9 @@ inline Tensor largest_overlaps(const char* op_name, const Tensor& boxes, const T
                                int64_t mode) {
   const OptionalTensor none;
   std::array<StableIValue, 7> stack{
-      torch::stable::detail::from(boxes),        torch::stable::detail::from(targets),
-      torch::stable::detail::from(mode),         torch::stable::detail::from(none),
-      torch::stable::detail::from(none),         torch::stable::detail::from(none),
+      torch::stable::detail::from(boxes), torch::stable::detail::from(targets),
+      torch::stable::detail::from(mode),  torch::stable::detail::from(none),
+      torch::stable::detail::from(none),  torch::stable::detail::from(none),
       torch::stable::detail::from(false),
   };
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op_name, "", stack.data(), TORCH_ABI_VERSION));

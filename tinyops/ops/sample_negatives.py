@@ -1,5 +1,7 @@
 """Weighted negative sampling (SSPNet, eq. 4): hard negatives, drawn without replacement."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,8 @@ def sample_negatives(
 
     the weighted negative sampling of SSPNet (eq. 4), whose released code and prose multiply the
     overlap by `balance`: that is `balance_on="overlap"`. The distribution is that of
-    `torch.multinomial(exp(logit), num_samples)` without its limit of 2^24 items: items are sorted by
-    independent exponential times of rate exp(logit) (Efraimidis and Spirakis, 2006).
+    `torch.multinomial(exp(logit), num_samples)` without its limit of 2^24 items: items are sorted
+    by independent exponential times of rate exp(logit) (Efraimidis and Spirakis, 2006).
 
     The random numbers are a function of a seed, drawn from `generator`, and the item's index
     (Philox4x32-10), so that the same seed draws the same sample on every device and for any number
@@ -68,8 +70,8 @@ def sample_negatives(
         [min(num_samples, number of candidates)] int64 indices in the order of their drawing.
 
     Raises:
-        RuntimeError: for a wrong shape, dtype or device, a value out of range, or a score or overlap
-            of a candidate that is NaN or infinite; the message names the first one.
+        RuntimeError: for a wrong shape, dtype or device, a value out of range, or a score or
+            overlap of a candidate that is NaN or infinite; the message names the first one.
     """
     return torch.ops.tinyops.sample_negatives(
         scores,
@@ -101,8 +103,15 @@ def sample_negatives_padded(
     With `check=False` a GPU is never waited for.
 
     Args:
-        scores, overlaps, candidates, num_samples, balance, balance_on, temperature, generator,
-            check: as in `sample_negatives`.
+        scores: [K], this and the others as in `sample_negatives`.
+        overlaps: [K].
+        candidates: [K] bool.
+        num_samples: how many to draw, the size of the result.
+        balance: weight of the scores.
+        balance_on: "confidence" or "overlap".
+        temperature: from 1e-30 to 1e30.
+        generator: of the seed.
+        check: look at the values.
 
     Returns:
         indices: [num_samples] int64, the sample in the order of its drawing, then -1.
@@ -146,10 +155,15 @@ def sample_negatives_from_boxes(
         boxes: [K, 4] x1 y1 x2 y2 in pixels; float32, float64, float16 or bfloat16.
         targets: [M, 4] objects, of the dtype of `boxes`. Without any, all overlaps are 0.
         scores: [K] confidence of each box; None where there is none yet (anchors): 0.
-        candidates, num_samples, balance, balance_on, temperature, generator, check: as in
-            `sample_negatives`.
+        candidates: [K] bool, the boxes that may be drawn.
+        num_samples: how many to draw, this and the last five as in `sample_negatives`.
         mode: "iof_target", intersection over the area of the target (what SSPNet's code computes),
             or "iof_box", over that of the box (small parts of an object count as hard).
+        balance: weight of the scores.
+        balance_on: "confidence" or "overlap".
+        temperature: from 1e-30 to 1e30.
+        generator: of the seed.
+        check: look at the values, also those of the boxes.
 
     Returns:
         [min(num_samples, number of candidates)] int64 indices in the order of their drawing.
@@ -323,7 +337,7 @@ def _from_boxes_fake(
     return boxes.new_empty(unbacked_size(num_samples), dtype=torch.int64)
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
     "sample_negatives": _fake,
     "sample_negatives_padded": _padded_fake,
     "sample_negatives_from_boxes": _from_boxes_fake,
