@@ -68,7 +68,7 @@ __device__ void for_pairs(const Problem<T>& p, const L& load, const S& start, co
 }
 
 template <Mode kMode, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     best_kernel(Problem<T> p, T* __restrict__ value, int64_t* __restrict__ index) {
   T highest = 0;
   int which = -1;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <Mode kMode, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     last_kernel(Problem<T> p, const T* __restrict__ cut, T min_value,
                 int64_t* __restrict__ assigned) {
   __shared__ T cuts[kThreads];
