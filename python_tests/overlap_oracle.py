@@ -106,7 +106,7 @@ def topk_per_target(boxes, targets, k, *, mode, min_value=0.0, **options):
     assigned = torch.full((len(boxes),), -1)
     for m in range(len(targets)):
         there = [i for i in range(len(boxes)) if pairs.keys[i][m] is not None]
-        best = sorted(there, key=lambda i: (-pairs.keys[i][m], i))[:k]  # noqa: B023
+        best = sorted(there, key=lambda i: (-pairs.keys[i][m], i))[:k]
         for rank, i in enumerate(best):
             value[m, rank], index[m, rank] = float(pairs.values[i][m]), i
         for i in there:

@@ -133,9 +133,7 @@ def test_giou_equals_the_matrix(backend):
 def test_images_are_as_if_alone(backend):
     boxes, targets = random_boxes(400, extent=300.0), random_boxes(200, extent=300.0)
     image, target_image = torch.randint(0, 4, (400,)), torch.randint(0, 3, (200,))
-    on_device = to_device(
-        {"image_ids": image, "target_image_ids": target_image}, backend.device
-    )
+    on_device = to_device({"image_ids": image, "target_image_ids": target_image}, backend.device)
     for mode in range(len(MODES)):
         value, index = backend.ops.max_overlap(
             boxes.to(backend.device), targets.to(backend.device), mode=mode, **on_device
@@ -240,9 +238,7 @@ def test_strides_do_not_matter(backend, layout):
         return helpers.as_layout(x[None, None], layout)[0, 0]
 
     options = random_options(50, 37)
-    strided = {
-        name: torch.stack([x, torch.zeros_like(x)], 1)[:, 0] for name, x in options.items()
-    }
+    strided = {name: torch.stack([x, torch.zeros_like(x)], 1)[:, 0] for name, x in options.items()}
     expected = oracle.max_overlap(lay(boxes), lay(targets), mode="iou", **options)
     boxes, targets = lay(boxes.to(backend.device)), lay(targets.to(backend.device))
     value, index = backend.ops.max_overlap(boxes, targets, **to_device(strided, backend.device))

@@ -22,9 +22,7 @@ def bad_arguments():
     yield case("boxes must be [K, 4], got [4]", boxes=boxes[0])
     yield case("boxes must be [K, 4], got [3, 5]", boxes=torch.zeros(3, 5))
     yield case("targets must be [K, 4], got [2, 2]", targets=targets[:, :2])
-    yield case(
-        "boxes must be float32, float64, float16 or bfloat16, got int64", boxes=boxes.long()
-    )
+    yield case("boxes must be float32, float64, float16 or bfloat16, got int64", boxes=boxes.long())
     yield case(
         "targets must be float32, float64, float16 or bfloat16, got int32", targets=targets.int()
     )
@@ -51,9 +49,7 @@ def bad_arguments():
         image_ids=IDS,
         target_image_ids=IDS[:2, None],
     )
-    yield case(
-        "image_ids must be int64, got int32", image_ids=IDS.int(), target_image_ids=IDS[:2]
-    )
+    yield case("image_ids must be int64, got int32", image_ids=IDS.int(), target_image_ids=IDS[:2])
     yield case(
         "target_image_ids must be int64, got float32",
         image_ids=IDS,

@@ -38,9 +38,7 @@ def bad_arguments():
 @pytest.mark.parametrize(("arguments", "message"), list(bad_arguments()))
 @pytest.mark.parametrize("form", ["real", "fake"])
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_argument_is_named_with_expectation_and_value(
-    backend, name, form, arguments, message
-):
+def test_bad_argument_is_named_with_expectation_and_value(backend, name, form, arguments, message):
     device = "meta" if form == "fake" else backend.device
     with pytest.raises(RuntimeError) as error:
         getattr(backend.ops, name)(**to_device(arguments, device))
@@ -57,7 +55,7 @@ def test_nan_as_least_value_is_refused(backend, form):
 
 
 def test_unknown_mode_is_answered_with_the_known_ones():
-    with pytest.raises(RuntimeError, match="mode must be one of 'iou', .*, got 'IoU'"):
+    with pytest.raises(RuntimeError, match=r"mode must be one of 'iou', .*, got 'IoU'"):
         topk_per_target(random_boxes(3), random_boxes(2), 1, mode="IoU")
 
 

@@ -26,7 +26,9 @@ template <typename T>
 struct CellAxis {
   T origin, inverse, last;  // inverse of the size of a cell, index of the last cell
 
-  TINYOPS_HD int cell(T v) const { return static_cast<int>(smaller(last, larger((v - origin) * inverse, T(0)))); }
+  TINYOPS_HD int cell(T v) const {
+    return static_cast<int>(smaller(last, larger((v - origin) * inverse, T(0))));
+  }
 };
 
 // A Grid (max_overlap_grid.h) as the kernels see it.
@@ -34,8 +36,8 @@ template <typename T>
 struct LevelView {
   CellAxis<T> x, y;
   int columns;
-  const int32_t* start;   // of each cell, row by row, in entries; one more than there are cells
-  const T* sides[5];      // of entries, and so many more of empty boxes
+  const int32_t* start;  // of each cell, row by row, in entries; one more than there are cells
+  const T* sides[5];     // of entries, and so many more of empty boxes
   const int32_t* target;
 };
 inline constexpr int kMostLanes = 16;

@@ -1,4 +1,5 @@
-// Which targets are near a box: uniform grids of cells, each four times as coarse as the one before.
+// Which targets are near a box: uniform grids of cells, each four times as coarse as the one
+// before.
 //
 // A target is listed in every cell that it touches, of the finest grid where it is at most three
 // cells long: in sixteen at most, and four or fewer if it is of the usual size. A box looks at the
@@ -46,9 +47,7 @@ class Grid {
     levels_.reserve(kLevels);
     for (; !waiting.empty(); cell *= 4) {
       const double most = levels_.size() + 1 == kLevels ? HUGE_VAL : kCells * cell;
-      const auto fits = [&](int32_t j) {
-        return !(static_cast<double>(longer(sides[j])) > most);
-      };
+      const auto fits = [&](int32_t j) { return !(static_cast<double>(longer(sides[j])) > most); };
       const auto rest = std::stable_partition(waiting.begin(), waiting.end(), fits);
       const std::vector<int32_t> own(waiting.begin(), rest);
       waiting.erase(waiting.begin(), rest);
@@ -107,9 +106,11 @@ class Grid {
       });
     }
     LevelView<T> view() const {
-      return {x, y, columns, start.data(),
-              {sides[0].data(), sides[1].data(), sides[2].data(), sides[3].data(),
-               sides[4].data()},
+      return {x,
+              y,
+              columns,
+              start.data(),
+              {sides[0].data(), sides[1].data(), sides[2].data(), sides[3].data(), sides[4].data()},
               target.data()};
     }
 
@@ -117,7 +118,8 @@ class Grid {
     static CellAxis<T> axis(T begin, T end, double cell) {
       // At most four cells per target; coordinates near infinity share one.
       const double whole = (static_cast<double>(end) - static_cast<double>(begin)) / cell;
-      return {begin, static_cast<T>(1.0 / cell), whole < 1e9 ? std::floor(static_cast<T>(whole)) : T(0)};
+      return {begin, static_cast<T>(1.0 / cell),
+              whole < 1e9 ? std::floor(static_cast<T>(whole)) : T(0)};
     }
     template <typename F>
     void for_cells(const Side<T>* from, const std::vector<int32_t>& own, const F& f) const {

@@ -43,11 +43,10 @@ inline void for_near(const Group<T>& g, const GridView<T>& grid, const S& start,
           const int32_t* starts = level.start + int64_t{row} * level.columns;
           const int32_t end = starts[right + 1];
           for (int32_t e = starts[left]; e < end; e += kStep) {
-            const Side<Vector<T>> target{read<Vector<T>>(level.sides[0] + e),
-                                         read<Vector<T>>(level.sides[1] + e),
-                                         read<Vector<T>>(level.sides[2] + e),
-                                         read<Vector<T>>(level.sides[3] + e),
-                                         read<Vector<T>>(level.sides[4] + e)};
+            const Side<Vector<T>> target{
+                read<Vector<T>>(level.sides[0] + e), read<Vector<T>>(level.sides[1] + e),
+                read<Vector<T>>(level.sides[2] + e), read<Vector<T>>(level.sides[3] + e),
+                read<Vector<T>>(level.sides[4] + e)};
             const Vector<T> in = overlap_area(box, target);
             const unsigned hits = above(in, Vector<T>{});
             if (hits) visit(key_of_intersection<kMode>(in, box, target), hits, level.target + e);

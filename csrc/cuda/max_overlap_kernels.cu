@@ -24,8 +24,9 @@ __device__ void image_range(int64_t image, bool active, long long (&range)[2]) {
   __syncthreads();
 }
 
-// Calls start(box index), visit(key, target index, target in the tile), in the order of targets, for
-// those that count, and finish(box index); load(target index, target in the tile) once per target.
+// Calls start(box index), visit(key, target index, target in the tile), in the order of targets,
+// for those that count, and finish(box index); load(target index, target in the tile) once per
+// target.
 template <Mode kMode, typename T, typename L, typename S, typename V, typename F>
 __device__ void for_pairs(const Problem<T>& p, const L& load, const S& start, const V& visit,
                           const F& finish) {
@@ -126,8 +127,8 @@ cudaError_t last_cuda(const Problem<T>& p, const T* cut, T min_value, int64_t* a
   });
 }
 
-#define TINYOPS_INSTANTIATE(T)                                                              \
-  template cudaError_t best_cuda<T>(const Problem<T>&, T*, int64_t*, cudaStream_t);         \
+#define TINYOPS_INSTANTIATE(T)                                                      \
+  template cudaError_t best_cuda<T>(const Problem<T>&, T*, int64_t*, cudaStream_t); \
   template cudaError_t last_cuda<T>(const Problem<T>&, const T*, T, int64_t*, cudaStream_t);
 TINYOPS_INSTANTIATE(float)
 TINYOPS_INSTANTIATE(double)

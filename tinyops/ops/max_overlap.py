@@ -131,9 +131,7 @@ def _fake(
     target_image_ids: Tensor | None = None,
     check: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    check_arguments(
-        "max_overlap", boxes, targets, mode, target_mask, image_ids, target_image_ids
-    )
+    check_arguments("max_overlap", boxes, targets, mode, target_mask, image_ids, target_image_ids)
     value = boxes.new_empty((boxes.shape[0],), dtype=value_dtype(boxes))
     return value, torch.empty_like(value, dtype=torch.int64)
 
