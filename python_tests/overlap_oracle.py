@@ -1,4 +1,4 @@
-"""max_overlap and topk_per_target as two loops over numbers: what every kernel is tested against."""
+"""Both overlap operators as two loops over numbers: what every kernel is tested against."""
 
 import math
 from typing import NamedTuple
