@@ -60,7 +60,7 @@ __device__ void merge(const Best<T>& from, const Waiting<T>& waiting, int n, con
 }
 
 template <Mode kMode, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     best_boxes_kernel(Problem<T> p, int k, int length, Scratch<T> scratch, T* __restrict__ value,
                       int64_t* __restrict__ index, T* __restrict__ cut) {
   __shared__ Waiting<T> waiting;
