@@ -1,4 +1,4 @@
-"""max_overlap and topk_per_target as two loops over numbers: what every kernel is tested against."""
+"""Both overlap operators as two loops over numbers: what every kernel is tested against."""
 
 import math
 from typing import NamedTuple
@@ -15,7 +15,7 @@ LOCAL_MODES = MODES[:4]  # only boxes that intersect overlap by more than 0
 
 
 def quotient(a, b):
-    return a * 0 if math.isnan(a / b) else a / b
+    return type(a)(0) if math.isnan(a / b) else a / b
 
 
 def overlap(mode, box, target):
@@ -106,7 +106,7 @@ def topk_per_target(boxes, targets, k, *, mode, min_value=0.0, **options):
     assigned = torch.full((len(boxes),), -1)
     for m in range(len(targets)):
         there = [i for i in range(len(boxes)) if pairs.keys[i][m] is not None]
-        best = sorted(there, key=lambda i: (-pairs.keys[i][m], i))[:k]  # noqa: B023
+        best = sorted(there, key=lambda i: (-pairs.keys[i][m], i))[:k]
         for rank, i in enumerate(best):
             value[m, rank], index[m, rank] = float(pairs.values[i][m]), i
         for i in there:
@@ -115,3 +115,59 @@ def topk_per_target(boxes, targets, k, *, mode, min_value=0.0, **options):
             if good and (mode == "giou" or v > 0):
                 assigned[i] = m
     return value, index, assigned
+
+
+# ---- inputs that the tests of both operators share -----------------------------------------------
+
+
+def random_boxes(n, *, extent=60.0, smallest=0.0, largest=20.0, grid=None, dtype=torch.float32):
+    """Boxes from torch's generator; on multiples of `grid`, so that overlaps tie."""
+    size = torch.rand(n, 2, dtype=torch.float64) * (largest - smallest) + smallest
+    corner = torch.rand(n, 2, dtype=torch.float64) * extent
+    boxes = torch.cat([corner, corner + size], 1)
+    return (boxes if grid is None else (boxes / grid).round() * grid).to(dtype)
+
+
+def random_options(boxes, targets):
+    """A mask, and image ids of which some have no boxes and others no targets."""
+    return {
+        "target_mask": torch.rand(targets) > 0.2,
+        "image_ids": torch.randint(-1, 3, (boxes,)) * 10**12,
+        "target_image_ids": torch.randint(0, 4, (targets,)) * 10**12,
+    }
+
+
+def matrix(boxes, targets, mode):
+    """Overlaps [K, M] in the bits of torchvision's; 0/0 is 0."""
+    from torchvision.ops import box_area, box_iou, generalized_box_iou
+
+    if mode == "iou":
+        return box_iou(boxes, targets).nan_to_num(0.0)
+    if mode == "giou":
+        return generalized_box_iou(boxes, targets)
+    first = torch.maximum(boxes[:, None, :2], targets[None, :, :2])
+    last = torch.minimum(boxes[:, None, 2:], targets[None, :, 2:])
+    inside = (last - first).clamp(min=0).prod(2)
+    of_box, of_target = box_area(boxes)[:, None], box_area(targets)[None]
+    divisor = {
+        "iof_target": of_target.expand_as(inside),
+        "iof_box": of_box.expand_as(inside),
+        "ios": torch.minimum(of_box, of_target),
+    }[mode]
+    return (inside / divisor).nan_to_num(0.0)
+
+
+def to_device(x, device):
+    if isinstance(x, dict):
+        return {name: to_device(value, device) for name, value in x.items()}
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+def assert_values(actual, expected, mode):
+    """The same bits, but for modes with an exponential or a logarithm."""
+    assert actual.dtype == expected.dtype
+    if mode in ("nwd", "rfd_kl"):
+        relative = 1e-12 if actual.dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(actual.cpu(), expected, rtol=relative, atol=1e-30)
+    else:
+        assert torch.equal(actual.cpu(), expected)

@@ -1,6 +1,6 @@
-// Boxes against all targets of their image: a vector of boxes, one target after the other. For modes
-// where far targets count, and where a grid does not pay (max_overlap_plan.h). And boxes against the
-// targets near them.
+// Boxes against all targets of their image: a vector of boxes, one target after the other. For
+// modes where far targets count, and where a grid does not pay (max_overlap_plan.h). And boxes
+// against the targets near them.
 #include "max_overlap.h"
 #include "max_overlap_near.h"
 
@@ -33,8 +33,8 @@ void best(const Group<T>& g, T* value, int64_t* index) {
     for_targets<kMode>(g, box, [&](Vector<T> keys, int64_t j) {
       const auto better = keys > highest;  // not equal ones: the lower index stays
       highest = better ? keys : highest;
-      which = better ? Index<T>{} + static_cast<std::remove_reference_t<decltype(which[0])>>(j)
-                     : which;
+      which =
+          better ? Index<T>{} + static_cast<std::remove_reference_t<decltype(which[0])>>(j) : which;
     });
     for (int k = 0; k < count; ++k) {
       const int64_t i = g.box_at(at + k);
@@ -149,10 +149,10 @@ void last_of_near(const Group<T>& group, const GridView<T>& grid, const T* cut, 
   });
 }
 
-#define TINYOPS_INSTANTIATE(T)                                                               \
-  template void best_of_all<kIsa, T>(const Group<T>&, T*, int64_t*);                         \
-  template void best_of_near<kIsa, T>(const Group<T>&, const GridView<T>&, T*, int64_t*);    \
-  template void last_of_all<kIsa, T>(const Group<T>&, const T*, T, int64_t*);                \
+#define TINYOPS_INSTANTIATE(T)                                                            \
+  template void best_of_all<kIsa, T>(const Group<T>&, T*, int64_t*);                      \
+  template void best_of_near<kIsa, T>(const Group<T>&, const GridView<T>&, T*, int64_t*); \
+  template void last_of_all<kIsa, T>(const Group<T>&, const T*, T, int64_t*);             \
   template void last_of_near<kIsa, T>(const Group<T>&, const GridView<T>&, const T*, T, int64_t*);
 TINYOPS_INSTANTIATE(float)
 TINYOPS_INSTANTIATE(double)

@@ -23,8 +23,8 @@ struct Lists {
       : keys(static_cast<size_t>(targets * most)), boxes(keys.size()) {
     best.reserve(static_cast<size_t>(targets));
     for (int64_t t = 0; t < targets; ++t)
-      best.push_back({keys.data() + t * most, boxes.data() + t * most, 0,
-                      static_cast<int32_t>(most)});
+      best.push_back(
+          {keys.data() + t * most, boxes.data() + t * most, 0, static_cast<int32_t>(most)});
   }
 };
 
@@ -33,13 +33,12 @@ template <typename T>
 void fill_all_pairs(const Plan<T>& plan, int64_t g, Lists<T>& lists) {
   const Group<T> group = plan.group(g);
   if (group.begin == group.end) return;
-  const double each = plan.cost(g) / static_cast<double>(group.n) *
-                      static_cast<double>(group.end - group.begin);
+  const double each =
+      plan.cost(g) / static_cast<double>(group.n) * static_cast<double>(group.end - group.begin);
   const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kThreadCost / each));
   torch::stable::parallel_for(0, group.n, grain, [&](int64_t begin, int64_t end) {
-    for_isa(cpu_isa(), [&](auto isa) {
-      fill_from_all<isa.value, T>(group, begin, end, lists.best.data());
-    });
+    for_isa(cpu_isa(),
+            [&](auto isa) { fill_from_all<isa.value, T>(group, begin, end, lists.best.data()); });
   });
 }
 
@@ -56,7 +55,8 @@ void fill_near_pairs(const Plan<T>& plan, int64_t g, Lists<T>& lists,
       fill_from_near<isa.value, T>(part, plan.grid(g)->view(), to.best.data(), last.data());
     });
   };
-  const int64_t worth = static_cast<int64_t>(plan.cost(g) * static_cast<double>(boxes) / kThreadCost);
+  const int64_t worth =
+      static_cast<int64_t>(plan.cost(g) * static_cast<double>(boxes) / kThreadCost);
   const int64_t parts =
       std::min({int64_t{torch::stable::get_num_threads()}, worth, 1 + boxes / (targets * most)});
   if (parts <= 1) return fill(group, lists, last_box);
@@ -156,8 +156,7 @@ Outputs run(const Inputs& in, int64_t k, bool check, const double* min_value) {
     Lists<T> lists(targets, std::min(k, boxes));
     fill_lists(plan, lists);
     if (min_value)
-      assign(plan, lists, static_cast<T>(*min_value), boxes,
-             mutable_data<int64_t>(out.assigned));
+      assign(plan, lists, static_cast<T>(*min_value), boxes, mutable_data<int64_t>(out.assigned));
     T* value = mutable_data<T>(out.value);
     int64_t* index = mutable_data<int64_t>(out.index);
     for (const Best<T>& list : lists.best) {
@@ -175,13 +174,12 @@ std::tuple<Tensor, Tensor> topk_per_target_cpu(const Tensor& boxes, const Tensor
                                                int64_t k, int64_t mode,
                                                const OptionalTensor& target_mask,
                                                const OptionalTensor& image_ids,
-                                               const OptionalTensor& target_image_ids,
-                                               bool check) {
+                                               const OptionalTensor& target_image_ids, bool check) {
   check_metadata(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
   check_k(kName, k);
-  const Outputs out = run(
-      to_inputs(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k, check,
-      nullptr);
+  const Outputs out =
+      run(to_inputs(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
+          check, nullptr);
   return {out.value, out.index};
 }
 
@@ -192,9 +190,9 @@ std::tuple<Tensor, Tensor, Tensor> topk_per_target_ties_cpu(
   check_metadata(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
   check_k(kTiesName, k);
   check_min_value(kTiesName, min_value);
-  const Outputs out = run(
-      to_inputs(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
-      check, &min_value);
+  const Outputs out =
+      run(to_inputs(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
+          check, &min_value);
   return {out.value, out.index, out.assigned};
 }
 

@@ -86,8 +86,8 @@ void fill_from_near(const Group<T>& group, const GridView<T>& grid, Best<T>* lis
   });
 }
 
-#define TINYOPS_INSTANTIATE(T)                                                          \
-  template void fill_from_all<kIsa, T>(const Group<T>&, int64_t, int64_t, Best<T>*);    \
+#define TINYOPS_INSTANTIATE(T)                                                       \
+  template void fill_from_all<kIsa, T>(const Group<T>&, int64_t, int64_t, Best<T>*); \
   template void fill_from_near<kIsa, T>(const Group<T>&, const GridView<T>&, Best<T>*, int32_t*);
 TINYOPS_INSTANTIATE(float)
 TINYOPS_INSTANTIATE(double)

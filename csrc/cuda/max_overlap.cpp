@@ -32,9 +32,9 @@ std::tuple<Tensor, Tensor> max_overlap_cuda(const Tensor& boxes, const Tensor& t
   const Tensor index = empty_on(boxes, {k}, ScalarType::Long);
   for_compute_dtype(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    check_cuda(best_cuda(in.problem<T>(), mutable_data<T>(value), mutable_data<int64_t>(index),
-                         stream),
-               kName);
+    check_cuda(
+        best_cuda(in.problem<T>(), mutable_data<T>(value), mutable_data<int64_t>(index), stream),
+        kName);
   });
   return {value, index};
 }

@@ -24,8 +24,9 @@ __device__ void image_range(int64_t image, bool active, long long (&range)[2]) {
   __syncthreads();
 }
 
-// Calls start(box index), visit(key, target index, target in the tile), in the order of targets, for
-// those that count, and finish(box index); load(target index, target in the tile) once per target.
+// Calls start(box index), visit(key, target index, target in the tile), in the order of targets,
+// for those that count, and finish(box index); load(target index, target in the tile) once per
+// target.
 template <Mode kMode, typename T, typename L, typename S, typename V, typename F>
 __device__ void for_pairs(const Problem<T>& p, const L& load, const S& start, const V& visit,
                           const F& finish) {
@@ -68,7 +69,7 @@ __device__ void for_pairs(const Problem<T>& p, const L& load, const S& start, co
 }
 
 template <Mode kMode, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     best_kernel(Problem<T> p, T* __restrict__ value, int64_t* __restrict__ index) {
   T highest = 0;
   int which = -1;
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <Mode kMode, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     last_kernel(Problem<T> p, const T* __restrict__ cut, T min_value,
                 int64_t* __restrict__ assigned) {
   __shared__ T cuts[kThreads];
@@ -126,8 +127,8 @@ cudaError_t last_cuda(const Problem<T>& p, const T* cut, T min_value, int64_t* a
   });
 }
 
-#define TINYOPS_INSTANTIATE(T)                                                              \
-  template cudaError_t best_cuda<T>(const Problem<T>&, T*, int64_t*, cudaStream_t);         \
+#define TINYOPS_INSTANTIATE(T)                                                      \
+  template cudaError_t best_cuda<T>(const Problem<T>&, T*, int64_t*, cudaStream_t); \
   template cudaError_t last_cuda<T>(const Problem<T>&, const T*, T, int64_t*, cudaStream_t);
 TINYOPS_INSTANTIATE(float)
 TINYOPS_INSTANTIATE(double)

@@ -63,9 +63,9 @@ std::tuple<Tensor, Tensor> topk_per_target_cuda(const Tensor& boxes, const Tenso
   check_metadata(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
   check_k(kName, k);
   const DeviceGuard guard(boxes);
-  const Outputs out = run(
-      to_inputs(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k, check,
-      nullptr);
+  const Outputs out =
+      run(to_inputs(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
+          check, nullptr);
   return {out.value, out.index};
 }
 
@@ -77,9 +77,9 @@ std::tuple<Tensor, Tensor, Tensor> topk_per_target_ties_cuda(
   check_k(kTiesName, k);
   check_min_value(kTiesName, min_value);
   const DeviceGuard guard(boxes);
-  const Outputs out = run(
-      to_inputs(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
-      check, &min_value);
+  const Outputs out =
+      run(to_inputs(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
+          check, &min_value);
   return {out.value, out.index, out.assigned};
 }
 

@@ -14,8 +14,8 @@ struct Scratch {
   int32_t* boxes;
 };
 
-// value [m, k], index [m, k], and cut [m] or null: the key of the last box of each target, NaN if it
-// has none.
+// value [m, k], index [m, k], and cut [m] or null: the key of the last box of each target, NaN if
+// it has none.
 template <typename T>
 cudaError_t best_boxes_cuda(const max_overlap::Problem<T>& problem, int64_t k, Scratch<T> scratch,
                             T* value, int64_t* index, T* cut, cudaStream_t stream);

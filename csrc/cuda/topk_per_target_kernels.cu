@@ -1,7 +1,7 @@
-// The best boxes of every target on a GPU. A block owns a target and goes through the boxes, one per
-// thread and turn. Those better than the worst of its list wait in shared memory; when many do, they
-// are merged into the list: every element counts those before it, which is its place. 16 bytes are
-// read per pair of box and target, from the L2 cache for all targets but the first.
+// The best boxes of every target on a GPU. A block owns a target and goes through the boxes, one
+// per thread and turn. Those better than the worst of its list wait in shared memory; when many do,
+// they are merged into the list: every element counts those before it, which is its place. 16 bytes
+// are read per pair of box and target, from the L2 cache for all targets but the first.
 #include "launch.h"
 #include "topk_per_target.h"
 
@@ -60,7 +60,7 @@ __device__ void merge(const Best<T>& from, const Waiting<T>& waiting, int n, con
 }
 
 template <Mode kMode, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     best_boxes_kernel(Problem<T> p, int k, int length, Scratch<T> scratch, T* __restrict__ value,
                       int64_t* __restrict__ index, T* __restrict__ cut) {
   __shared__ Waiting<T> waiting;
@@ -130,7 +130,7 @@ cudaError_t best_boxes_cuda(const Problem<T>& p, int64_t k, Scratch<T> scratch, 
   });
 }
 
-#define TINYOPS_INSTANTIATE(T)                                                               \
+#define TINYOPS_INSTANTIATE(T)                                                                  \
   template cudaError_t best_boxes_cuda<T>(const Problem<T>&, int64_t, Scratch<T>, T*, int64_t*, \
                                           T*, cudaStream_t);
 TINYOPS_INSTANTIATE(float)

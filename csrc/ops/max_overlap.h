@@ -119,8 +119,7 @@ TINYOPS_HD V key(const Side<V>& box, const Side<V>& target) {
     } else {
       const V dw = box.c - target.c, dh = box.d - target.d;
       const V distance = dx * dx + dy * dy + T(0.25) * (dw * dw + dh * dh);
-      if constexpr (kMode == Mode::kNwd)
-        return distance == distance ? -distance : V{} - kInfinity;
+      if constexpr (kMode == Mode::kNwd) return distance == distance ? -distance : V{} - kInfinity;
       const V score = T(1) / (T(1) + distance);
       return score == score ? score : V{};
     }

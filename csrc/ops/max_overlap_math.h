@@ -15,7 +15,7 @@ TINYOPS_HD double exp_minus(double x) {
   if (!(x < 746.0)) return 0.0;  // below the smallest subnormal number
   const int n = static_cast<int>(x * kLog2e + 0.5);
   const double r = (n * kLn2High - x) + n * kLn2Low;  // |r| <= ln(2) / 2; the product is exact
-  double sum = 1.0 / 6227020800.0;  // Taylor: what is left out is below 2^-57
+  double sum = 1.0 / 6227020800.0;                    // Taylor: what is left out is below 2^-57
   sum = sum * r + 1.0 / 479001600.0;
   sum = sum * r + 1.0 / 39916800.0;
   sum = sum * r + 1.0 / 3628800.0;
