@@ -113,13 +113,13 @@ inline Tensor empty_like_sized(const Tensor& like, std::initializer_list<int64_t
                               like.device(), std::nullopt, format);
 }
 
-// [n] int64 on the CPU. By the shim itself: torch::stable::empty looks its operator up by name, which
-// costs more than all the rest of a call with a few boxes.
+// [n] int64 on the CPU. By the shim itself: torch::stable::empty looks its operator up by name,
+// which costs more than all the rest of a call with a few boxes.
 inline Tensor empty_indices(int64_t n) {
   const int64_t stride = 1;
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      1, &n, &stride, aoti_torch_dtype_int64(), aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &n, &stride, aoti_torch_dtype_int64(),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 

@@ -108,9 +108,9 @@ def nms(
         RuntimeError: for a wrong rank, size, dtype, device, option or value; it names the first
             bad box or score.
     """
-    if max_outputs is None and labels is image_ids is None and metric == "iou" and check:
-        if offset == 0:  # without parsing keywords: half the time of a call with a few boxes
-            return torch.ops.tinyops.nms(boxes, scores, iou_threshold)
+    plain = labels is image_ids is max_outputs is None and metric == "iou" and offset == 0
+    if plain and check:  # parsing keywords takes a tenth of a call with a few boxes
+        return torch.ops.tinyops.nms(boxes, scores, iou_threshold)
     metric_code = code("nms", "metric", metric, _METRICS)
     if max_outputs is None:
         return torch.ops.tinyops.nms(
