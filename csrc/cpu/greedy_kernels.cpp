@@ -146,8 +146,11 @@ template <typename T>
 TINYOPS_HD Window window_of(const Run<T>& run, int a, int b, const Candidate<T>& c) {
   const T rx = run.around ? T(0) : reach_in(run, run.x, a, c.width, c.x_slack());
   const T ry = run.around ? T(0) : reach_in(run, run.y, b, c.height, c.y_slack());
-  return {b * kMostLevels + a, cell(run.x, a, c.x() - rx), cell(run.x, a, c.x() + rx),
-          cell(run.y, b, c.y() - ry), cell(run.y, b, c.y() + ry)};
+  const int32_t i0 = cell(run.x, a, c.x() - rx), i1 = cell(run.x, a, c.x() + rx);
+  const int32_t j0 = cell(run.y, b, c.y() - ry), j1 = cell(run.y, b, c.y() + ry);
+  // No window of a finite box has as many; without value checks, an infinite one would fill memory.
+  constexpr int32_t kMost = 4 * kLevelCells;
+  return {b * kMostLevels + a, i0, smaller(i1, i0 + kMost), j0, smaller(j1, j0 + kMost)};
 }
 
 // Enters a kept box wherever it will be looked for; false, with nothing done, if the buckets may

@@ -10,8 +10,6 @@
 
 namespace tinyops::greedy {
 
-// The largest box of a level is so many cells long.
-constexpr int kLevelCells = 2;
 // Sizes are judged by at most so many boxes.
 constexpr int64_t kSample = 1024;
 
