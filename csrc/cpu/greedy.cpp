@@ -166,7 +166,7 @@ template <typename T>
 std::vector<T> cut(const Problem<T>& p, int64_t count) {
   std::vector<T> sample;
   for (int64_t k = 0; k < p.n; k += p.n / kSample + 1)
-    sample.push_back(p.boxes[k].y1 * T(0.5) + p.boxes[k].y2 * T(0.5));
+    sample.push_back(finite(p.boxes[k].y1 * T(0.5) + p.boxes[k].y2 * T(0.5)));
   std::sort(sample.begin(), sample.end());
   std::vector<T> edges{-std::numeric_limits<T>::infinity()};
   for (int64_t k = 1; k < count; ++k) edges.push_back(sample[k * sample.size() / count]);

@@ -21,6 +21,12 @@ struct Survey {
   T typical;          // extent that few boxes are much smaller than
 };
 
+// Samples are sorted, which NaN would upset; there is none but without value checks.
+template <typename T>
+T finite(T x) {
+  return x - x == T(0) ? x : T(0);
+}
+
 template <typename T>
 using Sample = std::array<T, kSample>;
 
@@ -32,7 +38,7 @@ T median(Sample<T>& sample, int64_t n) {
 
 template <typename T>
 Survey<T> survey(Sample<T>& places, Sample<T>& extents, int64_t n, T low, T high, T size) {
-  T typical = median(extents, n);
+  T typical = smaller(median(extents, n), std::numeric_limits<T>::max() / T(1024));
   const auto end = extents.begin() + n;
   // Many boxes that are small against a cell would all have to be compared.
   while (typical > 0 &&
@@ -51,9 +57,9 @@ std::pair<Survey<T>, Survey<T>> survey(const Run<T>& run, const int32_t* order) 
   const int64_t n = std::min(run.n, kSample);
   for (int64_t k = 0; k < n; ++k) {
     const Box<T>& b = run.boxes[run.order[k * run.n / n]];
-    x[k] = b.x1, y[k] = b.y1;
-    widths[k] = extent_of(b.x2 - b.x1 + offset, slack_of(b.x1, b.x2));
-    heights[k] = extent_of(b.y2 - b.y1 + offset, slack_of(b.y1, b.y2));
+    x[k] = finite(b.x1), y[k] = finite(b.y1);
+    widths[k] = finite(extent_of(b.x2 - b.x1 + offset, slack_of(b.x1, b.x2)));
+    heights[k] = finite(extent_of(b.y2 - b.y1 + offset, slack_of(b.y1, b.y2)));
   }
   return {survey(x, widths, n, e.low_x, e.high_x, e.width + offset),
           survey(y, heights, n, e.low_y, e.high_y, e.height + offset)};
@@ -80,7 +86,8 @@ Axis<T> lay_out(const Survey<T>& s, double cell_boxes) {
     axis.size[level] = cell * kLevelCells;
     axis.inverse[level] = 1 / cell;
     axis.first[level] = 0;
-    axis.last[level] = static_cast<T>(std::min((double{s.high} - s.low) / cell, kFarthestCell));
+    const double cells = (double{s.high} - s.low) / cell;
+    axis.last[level] = static_cast<T>(cells < kFarthestCell ? cells : kFarthestCell);  // NaN too
     cell *= 4;
   } while (axis.size[axis.levels - 1] < s.most && axis.levels < kMostLevels);
   const int top = axis.levels - 1;
