@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <stdexcept>
 #include <tuple>
 #include <unordered_map>
 #include <vector>
@@ -32,6 +33,8 @@ constexpr int64_t kThreadBoxes = 50000;
 // From such a threshold downwards, size ratios say little.
 constexpr double kAroundThreshold = 0.01;
 
+constexpr int64_t kMostBuckets = int64_t{1} << 28;  // they share 32 bits with a count to 8
+
 template <typename T>
 T round_down(double x) {
   const T y = static_cast<T>(x);
@@ -43,6 +46,7 @@ template <typename T>
 class Buckets {
  public:
   void grow(Run<T>& run, int64_t capacity) {
+    if (capacity > kMostBuckets) throw std::runtime_error("tinyops: nms: too many boxes");
     auto buckets = std::make_unique_for_overwrite<Bucket<T>[]>(capacity);
     auto next = std::make_unique_for_overwrite<uint32_t[]>(capacity);
     std::copy_n(buckets_.get(), run.used, buckets.get());
@@ -304,6 +308,7 @@ void suppress_by_group(const Problem<T>& p, const Parallel& parallel, uint8_t* k
 
 template <typename T>
 int64_t suppress(const Problem<T>& p, int64_t* keep, int64_t most, const Parallel& parallel) {
+  if (p.n == 0 || most == 0) return 0;
   const bool grouped = p.labels || p.image_ids;
   const bool threads = p.n >= kThreadBoxes && parallel.threads > 1;
   if (!grouped && !threads) return suppress_group(p, p.order, p.n, keep, most);

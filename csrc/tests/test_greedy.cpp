@@ -280,6 +280,10 @@ void check_growth() {
 }  // namespace
 
 int main() {
+  const int64_t no_label = 0;
+  Problem<float> nothing{nullptr, nullptr, 0, Rule::kIou, 0.5};
+  nothing.labels = &no_label + 1;
+  expect(suppress(nothing, nullptr, 0, Parallel{}) == 0, "no boxes");
   check_values<float>();
   check_values<double>();
   check_threads();
