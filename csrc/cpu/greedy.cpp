@@ -24,7 +24,7 @@ namespace {
 // smaller ones have kept boxes entered in more of them.
 constexpr double kCellBoxes = 4;
 // In a crowd cells become smaller: where the last boxes were compared with more buckets than this.
-constexpr int64_t kCrowded = 4;
+constexpr int64_t kCrowded = 6;
 constexpr int kMostRefinements = 4;
 // Up to so many boxes need no grid.
 constexpr int64_t kOneCell = 64;
@@ -127,7 +127,7 @@ class Group {
     run.x = run.n <= kOneCell ? one_cell<T>() : lay_out(x_, cell_boxes_);
     run.y = run.n <= kOneCell ? one_cell<T>() : lay_out(y_, cell_boxes_);
     heads_.reset();
-    heads_.reset(new uint32_t[lay_out_tables(run, x_, y_)]());
+    heads_.reset(new uint32_t[lay_out_tables(run)]());
     run.heads = heads_.get();
     run.used = 0;
     buckets_.grow(run, capacity);
@@ -169,7 +169,7 @@ int64_t suppress_group(const Problem<T>& p, const int32_t* order, int64_t n, int
 template <typename T>
 std::vector<T> cut(const Problem<T>& p, int64_t count) {
   std::vector<T> sample;
-  for (int64_t k = 0; k < p.n; k += p.n / kSample + 1)
+  for (int64_t k = 0; k < p.n; k += p.n / 1024 + 1)
     sample.push_back(finite(p.boxes[k].y1 * T(0.5) + p.boxes[k].y2 * T(0.5)));
   std::sort(sample.begin(), sample.end());
   std::vector<T> edges{-std::numeric_limits<T>::infinity()};

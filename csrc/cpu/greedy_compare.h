@@ -76,6 +76,8 @@ struct Candidate {
   int32_t tile;
   bool truncated;
 
+  // Overlaps nothing: it is kept, and makes nothing go.
+  TINYOPS_HD bool empty() const { return !(width * height > T(0)); }
   TINYOPS_HD T x() const { return centre(box.x1, box.x2); }
   TINYOPS_HD T y() const { return centre(box.y1, box.y2); }
   TINYOPS_HD T x_slack() const { return slack_of(box.x1, box.x2); }

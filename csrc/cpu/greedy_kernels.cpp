@@ -235,8 +235,8 @@ template <Rule rule, bool legacy, typename T>
 void advance_as(Run<T>& run) {
   const bool flat = run.x.levels == 1 && run.y.levels == 1;
   walk<rule, legacy>(run, [&](int32_t index, const Candidate<T>& c, uint32_t slot) TINYOPS_INLINE {
-    if (any_entered<rule, legacy>(run, slot, flat, c)) return true;
-    if (run.kept == run.most || !enter<rule>(run, c)) return false;
+    if (!c.empty() && any_entered<rule, legacy>(run, slot, flat, c)) return true;
+    if (run.kept == run.most || (!c.empty() && !enter<rule>(run, c))) return false;
     run.keep[run.kept++] = index;
     return true;
   });
@@ -257,10 +257,11 @@ void advance_strip_as(Run<T>& run, Strip<T>& strip) {
   const bool flat = run.x.levels == 1 && run.y.levels == 1;
   Run<T>& put_off = strip.put_off;
   walk<rule, legacy>(run, [&](int32_t index, const Candidate<T>& c, uint32_t slot) TINYOPS_INLINE {
-    if (any_entered<rule, legacy>(run, slot, flat, c)) return true;
-    const bool wait = crosses(run, strip, c) || any_entered<rule, legacy>(put_off, slot, flat, c);
+    if (!c.empty() && any_entered<rule, legacy>(run, slot, flat, c)) return true;
+    const bool wait =
+        !c.empty() && (crosses(run, strip, c) || any_entered<rule, legacy>(put_off, slot, flat, c));
     Run<T>& where = wait ? put_off : run;
-    if (!enter<rule>(where, c)) {
+    if (!c.empty() && !enter<rule>(where, c)) {
       strip.short_of_buckets = wait;
       return false;
     }
@@ -337,6 +338,7 @@ int64_t enter_kept(Run<T>& run, int64_t from) {
   for (; from < run.kept; ++from) {
     const auto k = static_cast<int32_t>(run.keep[from]);
     const Box<T>& b = run.boxes[k];
+    if (!legacy && candidate<Rule::kIou, false>(run, b, k).empty()) continue;
     const bool entered = run.rule == Rule::kStitch
                              ? enter<Rule::kStitch>(run, candidate<Rule::kStitch, false>(run, b, k))
                          : legacy ? enter<Rule::kIou>(run, candidate<Rule::kIou, true>(run, b, k))

@@ -21,7 +21,7 @@ namespace tinyops::greedy {
 constexpr int kBucketBoxes = 8;
 constexpr int kMostLevels = 12;
 // The largest box of a level is so many cells long.
-constexpr int kLevelCells = 2;
+constexpr int kLevelCells = 4;
 
 template <typename T>
 struct alignas(64) Bucket {

@@ -11,13 +11,12 @@
 namespace tinyops::greedy {
 
 // Sizes are judged by at most so many boxes.
-constexpr int64_t kSample = 1024;
+constexpr int64_t kSample = 256;
 
 // What a group is like along one axis.
 template <typename T>
 struct Survey {
   T low, high, most;  // of all coordinates; the largest extent
-  T middle;           // median of the coordinates
   T typical;          // extent that few boxes are much smaller than
 };
 
@@ -37,14 +36,24 @@ T median(Sample<T>& sample, int64_t n) {
 }
 
 template <typename T>
-Survey<T> survey(Sample<T>& places, Sample<T>& extents, int64_t n, T low, T high, T size) {
+Survey<T> survey(Sample<T>& extents, int64_t n, T low, T high, T size) {
   T typical = smaller(median(extents, n), std::numeric_limits<T>::max() / T(1024));
   const auto end = extents.begin() + n;
   // Many boxes that are small against a cell would all have to be compared.
   while (typical > 0 &&
          std::count_if(extents.begin(), end, [&](T e) { return e < typical / 16; }) > n / 64)
     typical /= 4;
-  return {low, high, extent_of(size, slack_of(low, high)), median(places, n), typical};
+  return {low, high, extent_of(size, slack_of(low, high)), typical};
+}
+
+// The median of one coordinate of the boxes.
+template <typename T>
+T middle(const Run<T>& run, T Box<T>::* coordinate) {
+  Sample<T> sample;
+  const int64_t n = std::min(run.n, kSample);
+  for (int64_t k = 0; k < n; ++k)
+    sample[k] = finite(run.boxes[run.order[k * run.n / n]].*coordinate);
+  return median(sample, n);
 }
 
 // `order` may be null if it is all boxes.
@@ -53,16 +62,15 @@ std::pair<Survey<T>, Survey<T>> survey(const Run<T>& run, const int32_t* order) 
   const Extremes<T> e =
       for_isa(cpu_isa(), [&](auto isa) { return extremes<isa.value>(run.boxes, order, run.n); });
   const T offset = run.legacy ? T(1) : T(0);
-  Sample<T> x, y, widths, heights;
+  Sample<T> widths, heights;
   const int64_t n = std::min(run.n, kSample);
   for (int64_t k = 0; k < n; ++k) {
     const Box<T>& b = run.boxes[run.order[k * run.n / n]];
-    x[k] = finite(b.x1), y[k] = finite(b.y1);
     widths[k] = finite(extent_of(b.x2 - b.x1 + offset, slack_of(b.x1, b.x2)));
     heights[k] = finite(extent_of(b.y2 - b.y1 + offset, slack_of(b.y1, b.y2)));
   }
-  return {survey(x, widths, n, e.low_x, e.high_x, e.width + offset),
-          survey(y, heights, n, e.low_y, e.high_y, e.height + offset)};
+  return {survey(widths, n, e.low_x, e.high_x, e.width + offset),
+          survey(heights, n, e.low_y, e.high_y, e.height + offset)};
 }
 
 constexpr double kFarthestCell = 0x1p20;
@@ -100,7 +108,7 @@ Axis<T> lay_out(const Survey<T>& s, double cell_boxes) {
 
 // Rows of cells where those are not many more than boxes, else a hash table. Returns the slots.
 template <typename T>
-int64_t lay_out_tables(Run<T>& run, const Survey<T>& x, const Survey<T>& y) {
+int64_t lay_out_tables(Run<T>& run) {
   const auto cells = [](const Axis<T>& axis, int k) { return int64_t(axis.last[k]) + 1; };
   int64_t total = 0;
   for (int b = 0; b < run.y.levels; ++b) {
@@ -113,8 +121,9 @@ int64_t lay_out_tables(Run<T>& run, const Survey<T>& x, const Survey<T>& y) {
   run.shift = 0;
   if (total <= 4 * run.n + 64) return total;
   // Around the median, so that a few boxes far away do not take all the numbers.
-  for (const auto& [axis, middle] : {std::pair{&run.x, x.middle}, std::pair{&run.y, y.middle}}) {
-    axis->origin = middle;
+  run.x.origin = middle(run, &Box<T>::x1);
+  run.y.origin = middle(run, &Box<T>::y1);
+  for (Axis<T>* axis : {&run.x, &run.y}) {
     for (int k = 0; k < axis->levels; ++k) {
       axis->last[k] = axis->inverse[k] == 0 ? T(0) : T(kFarthestCell);
       axis->first[k] = -axis->last[k];
