@@ -28,8 +28,6 @@ constexpr int64_t kCrowded = 6;
 constexpr int kMostRefinements = 4;
 // Up to so many boxes need no grid.
 constexpr int64_t kOneCell = 64;
-// From so many boxes on, threads pay.
-constexpr int64_t kThreadBoxes = 50000;
 // From such a threshold downwards, size ratios say little.
 constexpr double kAroundThreshold = 0.01;
 
@@ -181,23 +179,30 @@ std::vector<T> cut(const Problem<T>& p, int64_t count) {
 // Sets kept[index] of every box that is.
 template <typename T>
 void suppress_in_strips(const Problem<T>& p, const Parallel& parallel, uint8_t* kept) {
-  const int64_t strips = parallel.threads;
+  const int64_t strips = std::min<int64_t>(parallel.threads, 255);
   const std::vector<T> edges = cut(p, strips);
+  const auto strip_of = std::make_unique_for_overwrite<uint8_t[]>(p.n);
+  std::vector<T> heights(strips);
+  parallel.run(strips, [&](int64_t s) {
+    T most = 0;
+    for (int64_t k = s * p.n / strips; k < (s + 1) * p.n / strips; ++k) {
+      const Box<T>& b = p.boxes[k];
+      const T y = b.y1 * T(0.5) + b.y2 * T(0.5);
+      uint8_t strip = 0;
+      for (int64_t e = 1; e < strips; ++e) strip += y >= edges[e];
+      strip_of[k] = strip;
+      most = larger(most, b.y2 - b.y1);
+    }
+    heights[s] = most;
+  });
+  const T height = *std::max_element(heights.begin(), heights.end()) + static_cast<T>(p.offset);
   std::vector<std::vector<int64_t>> put_off(strips);
   std::vector<int64_t> compared(strips);
-  const T height = [&] {
-    T most = 0;
-    for (int64_t k = 0; k < p.n; ++k) most = larger(most, p.boxes[k].y2 - p.boxes[k].y1);
-    return most + static_cast<T>(p.offset);
-  }();
   parallel.run(strips, [&](int64_t s) {
     std::vector<int32_t> order;
     order.reserve(p.n / strips + p.n / 8);
-    for (int64_t k = 0; k < p.n; ++k) {
-      const Box<T>& b = p.boxes[p.order[k]];
-      const T y = b.y1 * T(0.5) + b.y2 * T(0.5);
-      if ((s == 0 || y >= edges[s]) && !(y >= edges[s + 1])) order.push_back(p.order[k]);
-    }
+    for (int64_t k = 0; k < p.n; ++k)
+      if (strip_of[p.order[k]] == s) order.push_back(p.order[k]);
     const auto n = static_cast<int64_t>(order.size());
     if (n == 0) return;
     const auto keep = std::make_unique_for_overwrite<int64_t[]>(n);
@@ -310,7 +315,7 @@ template <typename T>
 int64_t suppress(const Problem<T>& p, int64_t* keep, int64_t most, const Parallel& parallel) {
   if (p.n == 0 || most == 0) return 0;
   const bool grouped = p.labels || p.image_ids;
-  const bool threads = p.n >= kThreadBoxes && parallel.threads > 1;
+  const bool threads = p.n >= parallel.least && parallel.threads > 1;
   if (!grouped && !threads) return suppress_group(p, p.order, p.n, keep, most);
   const auto kept = std::make_unique<uint8_t[]>(p.n);
   if (grouped)

@@ -32,6 +32,7 @@ struct Problem {
 // run(n, body) calls body(0) to body(n - 1), several at a time if `threads` is more than 1.
 struct Parallel {
   int64_t threads = 1;
+  int64_t least = 0;  // number of boxes below which only one is used
   std::function<void(int64_t n, const std::function<void(int64_t)>& body)> run =
       [](int64_t n, const std::function<void(int64_t)>& body) {
         for (int64_t k = 0; k < n; ++k) body(k);

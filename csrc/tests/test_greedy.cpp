@@ -183,7 +183,7 @@ std::vector<int32_t> ranked(const std::vector<T>& scores) {
 }
 
 Parallel threads(int64_t count) {
-  return {count, [](int64_t n, const std::function<void(int64_t)>& body) {
+  return {count, 0, [](int64_t n, const std::function<void(int64_t)>& body) {
             std::vector<std::thread> all;
             for (int64_t k = 0; k < n; ++k) all.emplace_back([&, k] { body(k); });
             for (std::thread& t : all) t.join();

@@ -82,7 +82,7 @@ def nms(
     their sizes, aspect ratios and places; memory is O(K) always. Worst case: boxes that are nearly
     all kept although they lie in one place (a threshold near 1). On a CPU that is K^2 / 16
     comparisons of eight boxes at once, on a GPU K^2 / 2 of two, never more than a plain loop makes.
-    On a CPU, threads are used from 50,000 boxes on, and never change the result. On a GPU the host
+    On a CPU, threads are used from 200,000 boxes on, and never change the result. On a GPU the host
     waits once, to learn how many boxes were kept, and once more for the value check; with
     `max_outputs` and `check=False` it never waits, so that the call can be captured in a CUDA
     graph. On a GPU without CUDA kernels (tinyops built without nvcc) the CPU kernel works on a
