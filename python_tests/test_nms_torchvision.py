@@ -69,8 +69,8 @@ def test_labels_of_many_boxes_cpu():
 
 @pytest.mark.parametrize("layout", ["uniform", "dup", "crowd", "mixed", "chain"])
 def test_threads_do_not_matter_cpu(layout):
-    """Above some 50,000 boxes the CPU kernel may divide the work."""
-    n = 70_000
+    """From 200,000 boxes on the CPU kernel divides the work."""
+    n = 220_000
     boxes, scores = box_layouts.boxes(layout, n), box_layouts.scores("distinct", n)
     labels, threads = box_layouts.ids(n, 3), torch.get_num_threads()
     results = []
