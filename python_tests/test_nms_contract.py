@@ -206,7 +206,7 @@ def test_unchecked_values_do_no_harm(backend):
 def strided(x, layout):
     """`x` [n, ...] with the same values in other memory."""
     if layout == "transposed":
-        return x.T.contiguous().T
+        return x.mT.contiguous().mT if x.dim() == 2 else x
     if layout == "shifted":
         return x.new_full((x.numel() + 1,), -7)[1:].view(x.shape).copy_(x)
     wide = x.new_full((2 * len(x) + 3, *x.shape[1:]), -7)

@@ -80,17 +80,25 @@ def implement_by_copy(name: str, key: str) -> None:
 
     The way of an irregular operator on a GPU where no CUDA kernels were built: right, but slow.
     """
-    on_cpu = operator(f"tinyops::{name.partition('::')[2]}")
+    stem = name.partition("::")[2]
+    on_cpu = operator(f"tinyops::{stem}")
+    names = [argument.name for argument in on_cpu._schema.arguments]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        device = next(x.device for x in args if isinstance(x, Tensor))
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        tensors = {k: x for k, x in named.items() if isinstance(x, Tensor) and k != "seed"}
+        leader, first = next(iter(tensors.items()))
+        for k, x in tensors.items():
+            check(
+                x.device == first.device,
+                f"{stem.removesuffix('_padded')}: {k} must be on {first.device} like {leader}, got {x.device}",
+            )
 
         def move(x: Any, to: torch.device | str) -> Any:
             if isinstance(x, list | tuple):
                 return type(x)(move(y, to) for y in x)
             return x.to(to) if isinstance(x, Tensor) else x
 
-        result = on_cpu(*move(args, "cpu"), **{k: move(x, "cpu") for k, x in kwargs.items()})
-        return move(result, device)
+        return move(on_cpu(**{k: move(x, "cpu") for k, x in named.items()}), first.device)
 
     torch.library.impl(name, key)(run)
