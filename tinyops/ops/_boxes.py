@@ -81,6 +81,7 @@ def implement_by_copy(name: str, key: str) -> None:
     The way of an irregular operator on a GPU where no CUDA kernels were built: right, but slow.
     """
     stem = name.partition("::")[2]
+    op = stem.removesuffix("_padded")  # in messages
     on_cpu = operator(f"tinyops::{stem}")
     names = [argument.name for argument in on_cpu._schema.arguments]
 
@@ -91,7 +92,7 @@ def implement_by_copy(name: str, key: str) -> None:
         for k, x in tensors.items():
             check(
                 x.device == first.device,
-                f"{stem.removesuffix('_padded')}: {k} must be on {first.device} like {leader}, got {x.device}",
+                f"{op}: {k} must be on {first.device} like {leader}, got {x.device}",
             )
 
         def move(x: Any, to: torch.device | str) -> Any:
