@@ -112,6 +112,7 @@ class BoxGrid {
       if (layer.above < smallest || layer.from > largest) continue;
       const int64_t x1 = cell(area.x1, layer.scale) - 1, x2 = cell(area.x2, layer.scale);
       const int64_t y1 = cell(area.y1, layer.scale) - 1, y2 = cell(area.y2, layer.scale);
+      if (x2 < x1 || y2 < y1) continue;  // not a box, without value checks
       const double count = (static_cast<double>(x2 - x1) + 1) * (static_cast<double>(y2 - y1) + 1);
       if (count > layer.cells) {  // a huge area and small cells
         for (int32_t c = first_cell_[l]; c >= 0; c = next_cell_[c]) {

@@ -44,11 +44,17 @@ template <typename T>
 class Buckets {
  public:
   void grow(Run<T>& run, int64_t capacity) {
-    if (capacity > kMostBuckets) throw std::runtime_error("tinyops: nms: too many boxes");
+    capacity = std::min(capacity, kMostBuckets);
+    if (capacity <= run.capacity) throw std::runtime_error("tinyops: nms: too many boxes");
     auto buckets = std::make_unique_for_overwrite<Bucket<T>[]>(capacity);
-    auto next = std::make_unique_for_overwrite<uint32_t[]>(capacity);
+    auto next = std::make_unique_for_overwrite<uint32_t[]>(2 * capacity);
     std::copy_n(buckets_.get(), run.used, buckets.get());
     std::copy_n(next_.get(), run.used, next.get());
+    std::copy_n(run.next_in_table, run.used, next.get() + capacity);
+    auto owner = std::make_unique_for_overwrite<uint8_t[]>(capacity);
+    std::copy_n(owner_.get(), run.used, owner.get());
+    owner_ = std::move(owner);
+    run.owner = owner_.get();
     if (run.rule == Rule::kStitch) {
       auto tiles = std::make_unique<BucketTiles[]>(capacity);
       std::copy_n(tiles_.get(), run.used, tiles.get());
@@ -59,6 +65,7 @@ class Buckets {
     run.buckets = buckets_.get();
     run.bucket_tiles = tiles_.get();
     run.next = next_.get();
+    run.next_in_table = next_.get() + capacity;
     run.capacity = static_cast<uint32_t>(capacity);
   }
 
@@ -66,6 +73,7 @@ class Buckets {
   std::unique_ptr<Bucket<T>[]> buckets_;
   std::unique_ptr<BucketTiles[]> tiles_;
   std::unique_ptr<uint32_t[]> next_;
+  std::unique_ptr<uint8_t[]> owner_;
 };
 
 // A run with all its memory.
@@ -87,6 +95,10 @@ class Group {
     run.keep = keep;
     run.most = most;
     if (n > kOneCell) std::tie(x_, y_) = survey(run, n == p.n ? nullptr : order);
+    // The bounds on sizes and distances are those of exact arithmetic, which areas must be close
+    // to.
+    constexpr T kLeastArea = sizeof(T) == 8 ? T(0x1p-900) : T(0x1p-80);
+    run.around |= n > kOneCell && !(x_.size * y_.size >= kLeastArea);
     allocate(n / 2 + 64);
   }
   // The same grid, empty.
@@ -127,12 +139,13 @@ class Group {
     heads_.reset();
     heads_.reset(new uint32_t[lay_out_tables(run)]());
     run.heads = heads_.get();
-    run.used = 0;
+    run.used = run.capacity = 0;
     buckets_.grow(run, capacity);
     run.used = 1;  // bucket 0: empty places overlap nothing
     std::fill_n(run.buckets[0].x1, 2 * kBucketBoxes, std::numeric_limits<T>::max());
     std::fill_n(run.buckets[0].x2, 2 * kBucketBoxes, std::numeric_limits<T>::lowest());
     run.next[0] = 0;
+    run.owner[0] = 0;
   }
 
   Survey<T> x_{}, y_{};
@@ -256,7 +269,7 @@ std::vector<int32_t> group_of_each(const Problem<T>& p, int64_t* groups) {
   };
   const auto [label, labels] = least_and_range(p.labels);
   const auto [image, images] = least_and_range(p.image_ids);
-  const auto few = static_cast<uint64_t>(4 * p.n + 1024);
+  const auto few = static_cast<uint64_t>(std::min<int64_t>(4 * p.n + 1024, INT32_MAX));
   std::vector<int32_t> group(p.n);
   if (labels - 1 < few && images - 1 < few && labels * images <= few) {
     for (int64_t k = 0; k < p.n; ++k) {

@@ -77,7 +77,9 @@ struct Candidate {
   bool truncated;
 
   // Overlaps nothing: it is kept, and makes nothing go.
-  TINYOPS_HD bool empty() const { return !(width * height > T(0)); }
+  TINYOPS_HD bool empty() const {
+    return !(width > T(0) && height > T(0) && width * height > T(0));
+  }
   TINYOPS_HD T x() const { return centre(box.x1, box.x2); }
   TINYOPS_HD T y() const { return centre(box.y1, box.y2); }
   TINYOPS_HD T x_slack() const { return slack_of(box.x1, box.x2); }

@@ -79,7 +79,7 @@ bool any_above(Run<T>& run, const Candidate<T>& c) {
   for (int b = b0; b <= b1; ++b) {
     for (int a = a0; a <= a1; ++a) {
       const Table& table = run.tables[b * kMostLevels + a];
-      if (!table.entries) continue;
+      if (!table.buckets) continue;
       const uint32_t slot = slot_of(run, table, cell(run.x, a, c.x()), cell(run.y, b, c.y()));
       if (any_in_slot<rule, legacy>(run, slot, c)) return true;
     }
@@ -95,30 +95,39 @@ bool any_around(Run<T>& run, const Candidate<T>& c) {
     const int32_t j0 = cell(run.y, b, c.y() - ry), j1 = cell(run.y, b, c.y() + ry);
     for (int a = 0; a < run.x.levels; ++a) {
       const Table& table = run.tables[b * kMostLevels + a];
-      if (!table.entries) continue;
+      if (!table.buckets) continue;
       const T rx = (c.width + run.x.size[a]) * T(0.5001) + c.x_slack();
       const int32_t i0 = cell(run.x, a, c.x() - rx), i1 = cell(run.x, a, c.x() + rx);
-      if (int64_t{i1 - i0 + 1} * (j1 - j0 + 1) > run.used) {  // then rather all there are
-        for (uint32_t bucket = 1; bucket < run.used; ++bucket) {
+      if (int64_t{i1 - i0 + 1} * (j1 - j0 + 1) > table.buckets) {  // then rather all there are
+        for (uint32_t bucket = table.newest; bucket; bucket = run.next_in_table[bucket]) {
           ++run.compared;
           if (suppresses<rule, legacy>(run, bucket, c)) return true;
         }
-        return false;
+        continue;
       }
-      for (int32_t j = j0; j <= j1; ++j)
-        for (int32_t i = i0; i <= i1; ++i)
-          if (any_in_slot<rule, legacy>(run, slot_of(run, table, i, j), c)) return true;
+      for (int32_t j = j0; j <= j1; ++j) {
+        for (int32_t i = i0; i <= i1; ++i) {
+          const uint32_t slot = slot_of(run, table, i, j);
+          if (run.heads[slot] && any_in_slot<rule, legacy>(run, slot, c)) return true;
+        }
+      }
     }
   }
   return false;
 }
 
 template <Rule rule, typename T>
-TINYOPS_HD void enter_cell(Run<T>& run, uint32_t slot, const Candidate<T>& c) {
+TINYOPS_HD void enter_cell(Run<T>& run, Table& table, uint32_t slot, const Candidate<T>& c) {
   uint32_t head = run.heads[slot];
-  if (head == 0 || (head & 15) == kBucketBoxes) {
+  const auto owner = static_cast<uint8_t>(&table - run.tables);
+  const bool foreign = run.shift != 0 && run.owner[head >> 4] != owner;  // a hash collision
+  if (head == 0 || (head & 15) == kBucketBoxes || foreign) {
     const uint32_t fresh = run.used++;
     run.next[fresh] = head >> 4;
+    run.owner[fresh] = owner;
+    run.next_in_table[fresh] = table.newest;
+    table.newest = fresh;
+    ++table.buckets;
     // Empty places overlap nothing: their right side is left of their left side.
     constexpr T kFar = sizeof(T) == 8 ? T(0x1p1000) : T(0x1p120);
     Bucket<T>& b = run.buckets[fresh];
@@ -148,9 +157,10 @@ TINYOPS_HD Window window_of(const Run<T>& run, int a, int b, const Candidate<T>&
   const T ry = run.around ? T(0) : reach_in(run, run.y, b, c.height, c.y_slack());
   const int32_t i0 = cell(run.x, a, c.x() - rx), i1 = cell(run.x, a, c.x() + rx);
   const int32_t j0 = cell(run.y, b, c.y() - ry), j1 = cell(run.y, b, c.y() + ry);
-  // No window of a finite box has as many; without value checks, an infinite one would fill memory.
+  // No window of a finite box has as many; without value checks, any may come.
   constexpr int32_t kMost = 4 * kLevelCells;
-  return {b * kMostLevels + a, i0, smaller(i1, i0 + kMost), j0, smaller(j1, j0 + kMost)};
+  return {b * kMostLevels + a, i0, larger(i0, smaller(i1, i0 + kMost)), j0,
+          larger(j0, smaller(j1, j0 + kMost))};
 }
 
 // Enters a kept box wherever it will be looked for; false, with nothing done, if the buckets may
@@ -176,9 +186,9 @@ TINYOPS_HD bool enter(Run<T>& run, const Candidate<T>& c) {
   for (int k = 0; k < count; ++k) {
     const Window& w = windows[k];
     Table& table = run.tables[w.table];
-    table.entries = 1;
     for (int32_t j = w.j0; j <= w.j1; ++j)
-      for (int32_t i = w.i0; i <= w.i1; ++i) enter_cell<rule>(run, slot_of(run, table, i, j), c);
+      for (int32_t i = w.i0; i <= w.i1; ++i)
+        enter_cell<rule>(run, table, slot_of(run, table, i, j), c);
   }
   return true;
 }
@@ -243,11 +253,12 @@ void advance_as(Run<T>& run) {
 }
 
 // Whether a box of another strip could make it go.
-template <typename T>
+template <Rule rule, typename T>
 TINYOPS_HD bool crosses(const Run<T>& run, const Strip<T>& strip, const Candidate<T>& c) {
   T r = (c.height + strip.height) * T(0.5001) + c.y_slack();
   const T t = run.threshold;
-  if (!run.around && !c.truncated)
+  // Stitching, a box can make a truncated one go that is larger than any bound.
+  if (rule != Rule::kStitch && !run.around)
     r = smaller(r, reach(c.height, smaller(strip.height, c.height / t * T(1.001)), t, c.y_slack()));
   return c.y() - r < strip.low || c.y() + r >= strip.high;
 }
@@ -258,8 +269,8 @@ void advance_strip_as(Run<T>& run, Strip<T>& strip) {
   Run<T>& put_off = strip.put_off;
   walk<rule, legacy>(run, [&](int32_t index, const Candidate<T>& c, uint32_t slot) TINYOPS_INLINE {
     if (!c.empty() && any_entered<rule, legacy>(run, slot, flat, c)) return true;
-    const bool wait =
-        !c.empty() && (crosses(run, strip, c) || any_entered<rule, legacy>(put_off, slot, flat, c));
+    const bool wait = !c.empty() && (crosses<rule>(run, strip, c) ||
+                                     any_entered<rule, legacy>(put_off, slot, flat, c));
     Run<T>& where = wait ? put_off : run;
     if (!c.empty() && !enter<rule>(where, c)) {
       strip.short_of_buckets = wait;
@@ -338,7 +349,9 @@ int64_t enter_kept(Run<T>& run, int64_t from) {
   for (; from < run.kept; ++from) {
     const auto k = static_cast<int32_t>(run.keep[from]);
     const Box<T>& b = run.boxes[k];
-    if (!legacy && candidate<Rule::kIou, false>(run, b, k).empty()) continue;
+    const bool empty = legacy ? candidate<Rule::kIou, true>(run, b, k).empty()
+                              : candidate<Rule::kIou, false>(run, b, k).empty();
+    if (empty) continue;
     const bool entered = run.rule == Rule::kStitch
                              ? enter<Rule::kStitch>(run, candidate<Rule::kStitch, false>(run, b, k))
                          : legacy ? enter<Rule::kIou>(run, candidate<Rule::kIou, true>(run, b, k))

@@ -57,7 +57,7 @@ struct Axis {
 // The slot of cell (i, j) is (i*x + j*y + add) >> shift: rows of cells, or a hash of them.
 struct Table {
   uint32_t x, y, add;
-  uint32_t entries = 0;
+  uint32_t buckets = 0, newest = 0;  // the list of its buckets
 };
 
 template <typename T>
@@ -80,7 +80,8 @@ struct Run {
   // The buckets; number 0 is empty and ends every chain.
   Bucket<T>* buckets;
   BucketTiles* bucket_tiles;  // kStitch
-  uint32_t* next;
+  uint32_t *next, *next_in_table = nullptr;
+  uint8_t* owner;  // number of the table
   uint32_t used, capacity;
   // How far it is.
   int64_t position = 0, kept = 0, most, pause;

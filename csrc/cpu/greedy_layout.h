@@ -18,6 +18,7 @@ template <typename T>
 struct Survey {
   T low, high, most;  // of all coordinates; the largest extent
   T typical;          // extent that few boxes are much smaller than
+  T size;             // the largest width or height
 };
 
 // Samples are sorted, which NaN would upset; there is none but without value checks.
@@ -35,15 +36,20 @@ T median(Sample<T>& sample, int64_t n) {
   return sample[n / 2];
 }
 
+// `extents` are of boxes that are not empty.
 template <typename T>
 Survey<T> survey(Sample<T>& extents, int64_t n, T low, T high, T size) {
+  const T most = extent_of(size, slack_of(low, high));
+  if (n == 0) return {low, high, most, most, size};
   T typical = smaller(median(extents, n), std::numeric_limits<T>::max() / T(1024));
   const auto end = extents.begin() + n;
-  // Many boxes that are small against a cell would all have to be compared.
-  while (typical > 0 &&
-         std::count_if(extents.begin(), end, [&](T e) { return e < typical / 16; }) > n / 64)
-    typical /= 4;
-  return {low, high, extent_of(size, slack_of(low, high)), typical};
+  const auto smaller_ones = [&] {
+    return std::count_if(extents.begin(), end, [&](T e) { return e < typical / 16; });
+  };
+  // Many boxes that are small against a cell would all have to be compared. The typical box must
+  // not end in the last level, though, which may be a single cell.
+  for (int k = 0; k < kMostLevels - 4 && smaller_ones() > n / 64; ++k) typical /= 4;
+  return {low, high, most, typical, size};
 }
 
 // The median of one coordinate of the boxes.
@@ -63,11 +69,13 @@ std::pair<Survey<T>, Survey<T>> survey(const Run<T>& run, const int32_t* order) 
       for_isa(cpu_isa(), [&](auto isa) { return extremes<isa.value>(run.boxes, order, run.n); });
   const T offset = run.legacy ? T(1) : T(0);
   Sample<T> widths, heights;
-  const int64_t n = std::min(run.n, kSample);
-  for (int64_t k = 0; k < n; ++k) {
-    const Box<T>& b = run.boxes[run.order[k * run.n / n]];
-    widths[k] = finite(extent_of(b.x2 - b.x1 + offset, slack_of(b.x1, b.x2)));
-    heights[k] = finite(extent_of(b.y2 - b.y1 + offset, slack_of(b.y1, b.y2)));
+  int64_t n = 0;
+  for (int64_t k = 0; k < std::min(run.n, kSample); ++k) {
+    const Box<T>& b = run.boxes[run.order[k * run.n / std::min(run.n, kSample)]];
+    const T width = b.x2 - b.x1 + offset, height = b.y2 - b.y1 + offset;
+    if (!(width > T(0) && height > T(0))) continue;
+    widths[n] = finite(extent_of(width, slack_of(b.x1, b.x2)));
+    heights[n++] = finite(extent_of(height, slack_of(b.y1, b.y2)));
   }
   return {survey(widths, n, e.low_x, e.high_x, e.width + offset),
           survey(heights, n, e.low_y, e.high_y, e.height + offset)};

@@ -67,7 +67,7 @@ void best(const Group<T>& g, const GridView<T>& grid, T* value, int64_t* index) 
         T best_key = 0;
         int32_t best_target = g.targets[0];  // what overlaps nothing belongs to the first target
         for (int k = 0; found; ++k, found >>= 1) {
-          if (!(found & 1u)) continue;
+          if (!(found & 1u) || !(highest[k] > T(0))) continue;  // areas may overflow or underflow
           const T key = highest[k];
           const int32_t target = static_cast<int32_t>(which[k]);
           if (key > best_key || (key == best_key && target < best_target)) {
