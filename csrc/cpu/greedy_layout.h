@@ -140,7 +140,9 @@ int64_t lay_out_tables(Run<T>& run) {
   // The fractional parts of multiples of these spread points of the plane evenly: powers of the
   // inverse of the plastic number (Roberts, 2018, the R2 sequence), and of the golden ratio.
   constexpr uint32_t kX = 3242174889u, kY = 2447445414u, kTable = 2654435769u;
-  const int bits = std::bit_width(static_cast<uint64_t>(2 * run.n));
+  // With several levels, a kept box is entered in several tables.
+  const int64_t entries = run.x.levels + run.y.levels > 2 ? 8 : 2;
+  const int bits = std::min(31, static_cast<int>(std::bit_width(uint64_t(entries * run.n))));
   for (uint32_t k = 0; k < kMostLevels * kMostLevels; ++k) run.tables[k] = {kX, kY, k * kTable};
   run.shift = 32 - bits;
   return int64_t{1} << bits;
