@@ -20,7 +20,7 @@ namespace tinyops::greedy {
 
 constexpr int kBucketBoxes = 8;
 constexpr int kMostLevels = 12;
-// The largest box of a level is so many cells long.
+// The largest box of the first level is so many cells long; those of others are one.
 constexpr int kLevelCells = 4;
 
 template <typename T>

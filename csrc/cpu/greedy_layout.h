@@ -97,14 +97,16 @@ Axis<T> lay_out(const Survey<T>& s, double cell_boxes) {
   T cell = larger(s.typical * static_cast<T>(cell_boxes), std::numeric_limits<T>::min() * T(1024));
   axis.origin = s.low;
   axis.levels = 0;
+  T size = cell * kLevelCells;
   do {
     const int level = axis.levels++;
-    axis.size[level] = cell * kLevelCells;
+    axis.size[level] = size;
     axis.inverse[level] = 1 / cell;
     axis.first[level] = 0;
     const double cells = (double{s.high} - s.low) / cell;
     axis.last[level] = static_cast<T>(cells < kFarthestCell ? cells : kFarthestCell);  // NaN too
-    cell *= 4;
+    // Most boxes are in the first level and smaller than its cells, those of the others are not.
+    cell = size = size * 4;
   } while (axis.size[axis.levels - 1] < s.most && axis.levels < kMostLevels);
   const int top = axis.levels - 1;
   if (axis.size[top] < s.most) {
