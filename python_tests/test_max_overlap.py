@@ -320,3 +320,12 @@ def test_memory_is_far_below_that_of_the_matrix():  # 2 GB, or 500 MB of bool
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100
+
+
+def test_area_that_overflows_chooses_no_masked_target_cpu():
+    corners = torch.rand(20_000, 2) * 2000
+    boxes = torch.cat([corners, corners + 8], 1)
+    targets = boxes[:400] + 2
+    boxes[7] = torch.tensor([-1e20, -1e20, 1e20, 1e20])  # its IoU with any target is 0
+    value, index = max_overlap(boxes, targets, target_mask=torch.arange(400) >= 5)
+    assert (value[7], index[7]) == (0, 5)
