@@ -40,9 +40,9 @@ class Grid {
     const double count = static_cast<double>(waiting.size());
     const double width = static_cast<double>(all.x2) - static_cast<double>(all.x1);
     const double height = static_cast<double>(all.y2) - static_cast<double>(all.y1);
-    // Four cells per target, fewer only where they would be smaller than targets.
-    double cell = std::max({total / count, std::sqrt(width / (4 * count)) * std::sqrt(height),
-                            std::max(width, height) / (4 * count)});
+    // Sixteen cells per target, fewer only where they would be smaller than targets.
+    double cell = std::max({total / count, std::sqrt(width / (16 * count)) * std::sqrt(height),
+                            std::max(width, height) / (16 * count)});
     if (!(cell < static_cast<double>(kLargest))) cell = static_cast<double>(kLargest);
     levels_.reserve(kLevels);
     for (; !waiting.empty(); cell *= 4) {
@@ -116,7 +116,7 @@ class Grid {
 
    private:
     static CellAxis<T> axis(T begin, T end, double cell) {
-      // At most four cells per target; coordinates near infinity share one.
+      // At most sixteen cells per target; coordinates near infinity share one.
       const double whole = (static_cast<double>(end) - static_cast<double>(begin)) / cell;
       return {begin, static_cast<T>(1.0 / cell),
               whole < 1e9 ? std::floor(static_cast<T>(whole)) : T(0)};
