@@ -9,7 +9,8 @@ namespace tinyops::max_overlap {
 namespace {
 
 // Calls start(box index) for every box of the group, visit(keys, hits, targets) for vectors of
-// entries of which at least one intersects the box, and finish(box index). `hits` has a bit per
+// entries of which at least one intersects the box, and finish(box index); for a box with targets
+// near, once more start and finish before that, with nothing between. `hits` has a bit per
 // lane, `targets` is the index of the target in each. A target may be visited more than once.
 template <Mode kMode, typename T, typename S, typename V, typename F>
 inline void for_near(const Group<T>& g, const GridView<T>& grid, const S& start, const V& visit,
@@ -32,7 +33,26 @@ inline void for_near(const Group<T>& g, const GridView<T>& grid, const S& start,
       store(2, level.y, boxes.b);
       store(3, level.y, boxes.d);
     }
+    // First without a branch which boxes have targets near, and the result of those that have not.
+    unsigned busy = 0;
+    for (int l = 0; l < grid.count; ++l) {
+      const LevelView<T>& level = grid.levels[l];
+      for (int k = 0; k < count; ++k) {
+        const int left = cells[l][0][k], right = cells[l][1][k];
+        const int top = cells[l][2][k], bottom = cells[l][3][k];
+        const int32_t* first = level.start + int64_t{top} * level.columns;
+        const int32_t* last = level.start + int64_t{bottom} * level.columns;
+        const int entries = (first[right + 1] - first[left]) | (last[right + 1] - last[left]);
+        busy |= static_cast<unsigned>((entries != 0) | (bottom - top > 1)) << k;
+      }
+    }
     for (int k = 0; k < count; ++k) {
+      const int64_t i = g.box_at(at + k);
+      start(i);
+      finish(i);
+    }
+    for (; busy; busy &= busy - 1) {
+      const int k = __builtin_ctz(busy);
       const int64_t i = g.box_at(at + k);
       start(i);
       const Side<Vector<T>> box = all_lanes(side_of<kMode, false>(g.boxes[i]));
