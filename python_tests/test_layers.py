@@ -13,7 +13,16 @@ LAYERS = {
     "_lib": (set(), {"torch"}),
     "_triton": (set(), {"torch", "triton"}),
     "ops": ({"_triton"}, {"torch"}),
-    "cli": ({"_eval", "_lib", "ops"}, {"torch"}),
+    "nn": ({"ops"}, {"torch", "torchvision", "timm"}),
+    "models": ({"ops", "nn"}, {"torch", "torchvision", "safetensors"}),
+    "data": ({"ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
+    "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
+    "config": (set(), {"yaml"}),
+    "train": ({"ops", "nn", "data", "evaluation"}, {"torch", "safetensors", "rich"}),
+    "cli": (
+        {"_eval", "_lib", "ops", "models", "data", "evaluation", "config", "train"},
+        {"torch", "tyro", "rich", "yaml"},
+    ),
 }
 PYTHON_FILES = sorted((ROOT / "tinyops").rglob("*.py"))
 CPP_FILES = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu")]

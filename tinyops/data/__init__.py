@@ -1,0 +1,1 @@
+"""Datasets, tiling, transforms and synthetic scenes."""

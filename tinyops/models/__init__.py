@@ -1,0 +1,1 @@
+"""Detectors: classes that receive their parts, and recipes that make them."""

@@ -1,0 +1,128 @@
+"""Which of the matched boxes a loss is computed on."""
+
+import torch
+from torch import Tensor, nn
+
+from tinyops.nn.assign import BACKGROUND
+from tinyops.nn.batch import GroundTruth
+from tinyops.nn.distributed import image_generators
+from tinyops.ops import sample_negatives, sample_negatives_from_boxes
+
+
+class RandomSampler(nn.Module):
+    """`num_samples` boxes of every image, up to `positive_fraction` of them positive.
+
+    Where there are fewer positives, negatives take their place.
+    """
+
+    def __init__(self, num_samples: int, positive_fraction: float) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+        self.positive_fraction = positive_fraction
+
+    def forward(
+        self,
+        matches: Tensor,
+        boxes: Tensor,
+        image_ids: Tensor,
+        truth: GroundTruth,
+        num_images: int,
+        scores: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw.
+
+        Args:
+            matches: [K] int64, the object of every box, BACKGROUND or IGNORED.
+            boxes: [K, 4].
+            image_ids: [K] int64.
+            truth: the objects.
+            num_images: of this process.
+            scores: [K] objectness in 0..1 of the boxes, where there is one.
+
+        Returns:
+            Indices [P] of the positives and [Q] of the negatives, int64, image after image.
+        """
+        positives, negatives = [], []
+        most = int(self.num_samples * self.positive_fraction)
+        for image, generator in enumerate(image_generators(num_images)):
+            here = image_ids == image
+            chosen = _draw_evenly(here & (matches >= 0), most, generator)
+            positives.append(chosen)
+            negatives.append(
+                self.draw_negatives(
+                    here & (matches == BACKGROUND),
+                    self.num_samples - len(chosen),
+                    generator,
+                    boxes,
+                    truth.boxes[truth.image_ids == image],
+                    scores,
+                )
+            )
+        return torch.cat(positives), torch.cat(negatives)
+
+    def draw_negatives(
+        self,
+        candidates: Tensor,
+        count: int,
+        generator: torch.Generator,
+        boxes: Tensor,
+        objects: Tensor,
+        scores: Tensor | None,
+    ) -> Tensor:
+        """Indices of `count` of the candidates [K] bool, each as likely as any other."""
+        return _draw_evenly(candidates, count, generator)
+
+
+class WeightedNegativeSampler(RandomSampler):
+    """Negatives drawn with weight exp(b * C + (1 - b) * I) (SSPNet, eq. 4).
+
+    C is the confidence of a box, 0 where there is none (anchors), I its largest overlap with an
+    object. The defaults are the released code's: b = 0.6 multiplies the overlap, and the overlap is
+    intersection / area of the object; eq. 4 as printed is `balance_on="confidence"`, the prose
+    ("incomplete objects") is `overlap="iof_box"`.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        positive_fraction: float,
+        *,
+        balance: float = 0.6,
+        balance_on: str = "overlap",
+        overlap: str = "iof_target",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(num_samples, positive_fraction)
+        self.balance = balance
+        self.balance_on = balance_on
+        self.overlap = overlap
+        self.temperature = temperature
+
+    def draw_negatives(
+        self,
+        candidates: Tensor,
+        count: int,
+        generator: torch.Generator,
+        boxes: Tensor,
+        objects: Tensor,
+        scores: Tensor | None,
+    ) -> Tensor:
+        """Indices of `count` of the candidates, hard ones more likely."""
+        return sample_negatives_from_boxes(
+            boxes,
+            objects,
+            scores,
+            candidates,
+            count,
+            mode=self.overlap,
+            balance=self.balance,
+            balance_on=self.balance_on,
+            temperature=self.temperature,
+            generator=generator,
+            check=False,
+        )
+
+
+def _draw_evenly(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    zeros = torch.zeros(candidates.shape, device=candidates.device)
+    return sample_negatives(zeros, zeros, candidates, count, generator=generator, check=False)
