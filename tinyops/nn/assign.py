@@ -38,15 +38,23 @@ def match_by_overlap(
     Returns:
         [K] int64: the index of the object, BACKGROUND or IGNORED.
     """
-    ids = dict(image_ids=image_ids, target_image_ids=truth.image_ids, check=False)
-    overlap, best = max_overlap(boxes, truth.boxes, **ids)
+    overlap, best = max_overlap(
+        boxes, truth.boxes, image_ids=image_ids, target_image_ids=truth.image_ids, check=False
+    )
     matches = torch.full_like(best, IGNORED)
     matches = torch.where(overlap < negative, BACKGROUND, matches)
     matches = torch.where((overlap >= positive) & (best >= 0), best, matches)
     if least_best is not None and len(truth.boxes):
-        _, _, taken = topk_per_target(
-            boxes, truth.boxes, 1, all_ties=True, min_value=least_best, **ids
-        )
+        taken = topk_per_target(
+            boxes,
+            truth.boxes,
+            1,
+            all_ties=True,
+            min_value=least_best,
+            image_ids=image_ids,
+            target_image_ids=truth.image_ids,
+            check=False,
+        )[-1]
         matches = torch.where(taken >= 0, taken, matches)
     if len(truth.ignored_boxes):
         inside, _ = max_overlap(
