@@ -1,5 +1,6 @@
 """Make data sets: `tinyops data synth` draws TinySea, a synthetic set of tiny people."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from tinyops.data.synth import PRESETS, write_preset, write_tinysea
+from tinyops.data.synth_write import PRESETS, write_preset, write_tinysea
 
 Preset = Literal["tinysea-s"]
 
@@ -37,11 +38,14 @@ class Synth:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `tinyops data <arguments>`; returns the exit code."""
-    # With a second member the first one gets its name as a sub-command.
     command = tyro.extras.subcommand_cli_from_dict(
         {"synth": Synth}, prog="tinyops data", description=__doc__, args=list(arguments)
     )
-    return run(command)
+    try:
+        return run(command)
+    except (ValueError, OSError) as error:  # the caller's mistakes: one line, no traceback
+        print(f"tinyops data synth: {error}", file=sys.stderr)
+        return 2
 
 
 def run(synth: Synth) -> int:
@@ -52,12 +56,22 @@ def run(synth: Synth) -> int:
     """
     if (synth.preset is None) == (synth.images is None):
         raise ValueError("give either --preset or --images, not both and not neither")
-    common = {"seed": synth.seed, "classes": synth.classes, "workers": synth.workers}
+    seed, classes, workers = synth.seed, synth.classes, synth.workers
     if synth.preset is not None:
-        written = write_preset(synth.out, PRESETS[synth.preset], **common)
+        preset = PRESETS[synth.preset]
+        written = write_preset(synth.out, preset, seed=seed, classes=classes, workers=workers)
     else:
         assert synth.images is not None
-        written = [write_tinysea(synth.out, images=synth.images, size=synth.size, **common)]
+        written = [
+            write_tinysea(
+                synth.out,
+                images=synth.images,
+                size=synth.size,
+                seed=seed,
+                classes=classes,
+                workers=workers,
+            )
+        ]
     for path in written:
         print(path)
     return 0
