@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+MODEL = "tinyops-model-1"
+TRAINING = "tinyops-training-1"  # the state of a training, in which there is a model
+
 _FORMAT = "format"
 
 

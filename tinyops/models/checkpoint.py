@@ -9,10 +9,7 @@ import torch
 from torch import nn
 
 import tinyops
-from tinyops._files import read_tensors, write_tensors
-
-MODEL = "tinyops-model-1"
-TRAINING = "tinyops-training-1"  # the state of a training, in which there is a model
+from tinyops._files import MODEL, TRAINING, read_tensors, write_tensors
 
 
 def describe(model: nn.Module, categories: Sequence[str] | None = None) -> dict[str, Any]:
@@ -92,7 +89,9 @@ def load(
             name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
         }
     if build is None:
-        from tinyops.models import create as build  # it imports this file
+        import tinyops.models  # it imports this file
+
+        build = tinyops.models.create
     try:
         model = build(name=facts["name"], **facts["arguments"]).to(device)
         for name, value in model.state_dict(keep_vars=True).items():
