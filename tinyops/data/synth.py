@@ -10,7 +10,7 @@ itself memory does not.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,8 @@ def make_scene(
     """Draw picture `index` of the set `seed`.
 
     Args:
-        seed, index: 0 or more.
+        seed: names the set; 0 or more.
+        index: number of the picture in it; 0 or more.
         size: width and height, 16 to 20,000 px.
         classes: 1 for person, 3 for sea_person, earth_person and drone; skies occur only with 3.
         density: mean number of objects in 256x256 px.
@@ -61,7 +62,13 @@ def make_scene(
     """
     width, height = _checked(seed, index, size, classes, density)
     rng = np.random.default_rng([seed, index])
-    kinds = {"sea": Water, "shore": Shore, "sand": Sand, "fields": Fields, "sky": Sky}
+    kinds: dict[str, Callable[[np.random.Generator, int, int], Ground]] = {
+        "sea": Water,
+        "shore": Shore,
+        "sand": Sand,
+        "fields": Fields,
+        "sky": Sky,
+    }
     names = list(kinds)
     odds = (0.3, 0.4, 0.12, 0.18, 0.0) if classes == 1 else (0.22, 0.3, 0.1, 0.13, 0.25)
     drawn = names[rng.choice(len(names), p=odds)]
@@ -82,15 +89,19 @@ class _Camera:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.sigma = rng.uniform(0.3, 0.9) if rng.random() < 0.5 else 0.0
-        self.shade = rng.uniform(0.04, 0.12)
+        self.shade = rng.uniform(0.03, 0.09)
         self.gain = (rng.uniform(0.8, 1.12) * rng.normal(1, 0.02, 3)).astype(np.float32)
         self.noise = rng.uniform(0.8, 3.5)
         self.quality = int(rng.integers(70, 96))
 
     def develop(self, light: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
         """[H, W, 3] float colours to uint8, without JPEG."""
+        light = light * self.gain
+        light = np.where(
+            light > 180, 255 - 75 * np.exp((180 - light) / 75), light
+        )  # film's shoulder
         noise = rng.standard_normal(light.shape, dtype=np.float32) * np.float32(self.noise)
-        return np.clip(light * self.gain + noise + 0.5, 0, 255).astype(np.uint8)
+        return np.clip(light + noise + 0.5, 0, 255).astype(np.uint8)
 
     def compress(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The same picture after JPEG."""

@@ -26,7 +26,8 @@ def spectral_noise(
 
     Args:
         rng: source of the phases.
-        height, width: size in pixels.
+        height: rows in pixels.
+        width: columns in pixels.
         beta: 0 is white noise, 2 is smooth.
         stretch: above 1, crests get this much longer along `angle` (radians).
         angle: direction of the crests.
@@ -62,23 +63,31 @@ class Texture:
             tiles = [spectral_noise(rng, height, width, beta, stretch, angle)]
         else:
             tiles = [spectral_noise(rng, p, p, beta, stretch, angle) for p in _PERIODS]
-        self._tiles = [tile / np.float32(np.sqrt(len(tiles))) for tile in tiles]
+        # The eye finds the repetition of coarse patterns: a relief over all breaks it.
+        coarse = beta >= 1 and len(tiles) > 1
+        self._relief = Relief(rng, height, width, beta) if coarse else None
+        self._tiles = [tile / np.float32(np.sqrt(len(tiles) + coarse)) for tile in tiles]
 
     def at(self, y: NDArray[np.int64], x: NDArray[np.int64]) -> Floats:
         """[len(y), len(x)] values at integer rows and columns, negative ones included."""
-        parts = (t[np.ix_(y % t.shape[0], x % t.shape[1])] for t in self._tiles)
-        return sum(parts)  # type: ignore[return-value]
+        total = np.zeros((len(y), len(x)), np.float32)
+        for tile in self._tiles:
+            total += tile[np.ix_(y % tile.shape[0], x % tile.shape[1])]
+        if self._relief is not None:
+            total += self._relief.at(y, x) * np.float32(3**-0.5)
+        return total
 
 
 class Relief:
-    """Smooth noise over [0, height) x [0, width), bilinear between the nodes of a coarse grid."""
+    """Smooth noise of deviation 1 over [0, height) x [0, width), interpolated in a coarse grid."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int, beta: float) -> None:
         self.step = max(2.0, max(height, width) / _GRID)
         rows, columns = (int(np.ceil(n / self.step)) + 2 for n in (height, width))
         # Twice the extent is made and half is kept: else opposite borders would be equal.
         noise = spectral_noise(rng, 2 * rows, 2 * columns, beta)[:rows, :columns]
-        self._grid = noise - noise.mean()
+        noise = noise - noise.mean()
+        self._grid = noise / max(float(noise.std()), 1e-6)
 
     def at(self, y: NDArray, x: NDArray) -> Floats:
         """[len(y), len(x)] values at rows and columns, held constant beyond the borders."""
@@ -111,7 +120,7 @@ def blur(image: Floats, sigma: float) -> Floats:
         pad = [(reach, reach) if k == axis else (0, 0) for k in range(image.ndim)]
         padded = np.pad(image, pad, mode="edge")
         size = image.shape[axis]
-        image = sum(  # type: ignore[assignment]
+        image = sum(
             weight * np.take(padded, range(k, k + size), axis) for k, weight in enumerate(weights)
         )
     return image

@@ -109,12 +109,14 @@ class _Painter:
 
     def distractor(self, x: float, y: float, wet: bool) -> Placed:
         """Something that may be taken for a person."""
-        makers = (
-            sprites.IN_THE_SKY if self._sky else sprites.ON_WATER if wet else sprites.ON_LAND
-        )
+        makers = sprites.IN_THE_SKY if self._sky else sprites.ON_WATER if wet else sprites.ON_LAND
         make = makers[self.rng.integers(len(makers))]
-        large = {sprites.boat: 2.0, sprites.umbrella: 1.8, sprites.towel: 1.3}.get(make, 0.9)
-        sprite = sprites.fit(make(self.rng, self._sun), large * self.size(y, 0.45))
+        large: dict[sprites.Maker, float] = {
+            sprites.boat: 2.0,
+            sprites.umbrella: 1.8,
+            sprites.towel: 1.3,
+        }
+        sprite = sprites.fit(make(self.rng, self._sun), large.get(make, 0.9) * self.size(y, 0.45))
         return Placed(sprite, x, y, "distractor", self.rng.uniform(0.6, 1.0))
 
     def wet(self, x: NDArray, y: NDArray) -> NDArray[np.bool_]:

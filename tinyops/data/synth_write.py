@@ -76,9 +76,12 @@ def write_tinysea(
     Args:
         out_dir: made if missing.
         images: 1 or more.
-        size, seed, classes, density: see `make_scene`.
+        size: width and height in pixels.
+        seed: names the set.
         split: name of the folder and the json.
         first: index of the first picture.
+        classes: 1 or 3, see `make_scene`.
+        density: mean number of objects in 256x256 px.
         workers: threads that draw; the files do not depend on it.
 
     Returns:
