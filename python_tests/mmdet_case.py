@@ -85,7 +85,7 @@ def proposals() -> list[tuple[np.ndarray, np.ndarray]]:
         random = np.random.RandomState(k)
         centres = random.uniform(0, 1, (40, 2)) * (width, height)
         sides = np.exp(random.uniform(np.log(3), np.log(60), (40, 2)))
-        sides[:4] = (130, 140), (250, 230), (500, 450), (700, 600)
+        sides[:4] = (90, 95), (190, 210), (330, 310), (700, 600)
         boxes = [np.concatenate([centres - sides / 2, centres + sides / 2], 1)]
         for box in objects:
             shaken = np.array(box) + random.uniform(-0.12, 0.12, (8, 4)) * (box[2] - box[0])

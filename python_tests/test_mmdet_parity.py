@@ -162,8 +162,8 @@ def test_region_proposals_are_mmdets(name, beta):
         anchors,
         sampler=all_samples(),
         beta=beta,
-        pre_nms=(150, 150),
-        post_nms=(60, 60),
+        pre_nms=(60, 60),
+        post_nms=(150, 150),
     )
     fill(rpn)
     _, losses = rpn(features, batch(), truth())
@@ -231,7 +231,7 @@ def test_retina_head_is_mmdets():
     expected, features = golden("retina"), levels()
     anchors = AnchorGenerator(case.STRIDES, **RETINA)
     head = RetinaHead(
-        case.CHANNELS, anchors, case.NUM_CLASSES, convs=2, pre_nms=100, max_per_image=30
+        case.CHANNELS, anchors, case.NUM_CLASSES, convs=2, pre_nms=30, max_per_image=60
     )
 
     def rename(name: str) -> str:

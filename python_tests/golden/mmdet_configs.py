@@ -39,7 +39,7 @@ def smooth_l1(beta: float) -> dict:
 
 
 def rpn(loss_bbox: dict) -> dict:
-    proposals = {"nms_pre": 150, "max_per_img": 60, "nms": {**NMS, "iou_threshold": 0.7}}
+    proposals = {"nms_pre": 60, "max_per_img": 150, "nms": {**NMS, "iou_threshold": 0.7}}
     return {
         "type": "RPNHead",
         "in_channels": case.CHANNELS,
@@ -135,7 +135,7 @@ RETINA_HEAD = {
         "pos_weight": -1,
     },
     "test_cfg": {
-        "nms_pre": 100,
+        "nms_pre": 30,
         "min_bbox_size": 0,
         "score_thr": 0.05,
         "nms": NMS,
