@@ -39,10 +39,9 @@ class RetinaHead(nn.Module):
         prior: score of every class at the start.
         beta: of the smooth L1 loss of the offsets; 0 is L1.
         pre_nms: how many of the best of every level and image are decoded.
-        score_threshold: detections have a greater score.
+        score_threshold: detections have a greater score; Soft-NMS drops those that fall below.
         nms: how duplicates are suppressed, "nms" or "soft_nms".
         nms_threshold: overlap above which they are.
-        soft_min_score: detections that Soft-NMS takes below it are dropped.
         max_per_image: detections.
 
     Raises:
@@ -68,7 +67,6 @@ class RetinaHead(nn.Module):
         score_threshold: float = 0.05,
         nms: str = "nms",
         nms_threshold: float = 0.5,
-        soft_min_score: float = 0.05,
         max_per_image: int = 100,
     ) -> None:
         super().__init__()
@@ -80,7 +78,7 @@ class RetinaHead(nn.Module):
         self.ignore_above = ignore_above
         self.alpha, self.gamma, self.beta = alpha, gamma, beta
         self.pre_nms, self.score_threshold = pre_nms, score_threshold
-        self.nms, self.nms_threshold, self.soft_min_score = nms, nms_threshold, soft_min_score
+        self.nms, self.nms_threshold = nms, nms_threshold
         self.max_per_image = max_per_image
         self.cls_convs = _tower(channels, convs)
         self.reg_convs = _tower(channels, convs)
@@ -101,7 +99,7 @@ class RetinaHead(nn.Module):
             truth: the objects, or None.
 
         Returns:
-            None and "retina_class" and "retina_box", sums divided by the number of positive
+            None and "retina_classes" and "retina_boxes", sums divided by the number of positive
             anchors; or the detections of every image in pixels of the batch, best first, and {}.
         """
         logits, offsets = self.predict(levels)
@@ -156,8 +154,8 @@ class RetinaHead(nn.Module):
             self.beta,
         )
         return {
-            "retina_class": (focal * counts[:, None]).sum() / divisor,
-            "retina_box": boxes / divisor,
+            "retina_classes": (focal * counts[:, None]).sum() / divisor,
+            "retina_boxes": boxes / divisor,
         }
 
     @torch.no_grad()
@@ -179,7 +177,7 @@ class RetinaHead(nn.Module):
             image_ids,
             method=self.nms,
             iou_threshold=self.nms_threshold,
-            min_score=self.soft_min_score if self.nms == "soft_nms" else 0.0,
+            min_score=self.score_threshold,
             max_per_image=self.max_per_image,
         )
         return split_detections(

@@ -95,7 +95,7 @@ class RegionProposalNetwork(nn.Module):
             truth: the objects, or None.
 
         Returns:
-            The proposals, and "rpn_objectness" and "rpn_box": sums over the sampled anchors
+            The proposals, and "rpn_objectness" and "rpn_boxes": sums over the sampled anchors
             divided by their number; {} without `truth`.
         """
         logits, offsets = self.predict(levels)
@@ -144,7 +144,7 @@ class RegionProposalNetwork(nn.Module):
             self.beta,
         )
         objectness = objectness_loss(flat_logits[positives], flat_logits[negatives])
-        return {"rpn_objectness": objectness / divisor, "rpn_box": boxes / divisor}
+        return {"rpn_objectness": objectness / divisor, "rpn_boxes": boxes / divisor}
 
     @torch.no_grad()
     def propose(
