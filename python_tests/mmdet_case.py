@@ -42,15 +42,15 @@ def numbers(name: str, *shape: int) -> np.ndarray:
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The parameter or running statistic that mmdet calls `name`.
 
-    Matrices and filters keep the variance of their input; residual branches and layers that predict
-    offsets are weaker, and RetinaNet's scores start low.
+    Matrices and filters keep the variance of their input; residual branches, laterals and layers
+    that predict offsets are weaker, and RetinaNet's scores start low.
     """
     x = numbers(name, *shape)
     if name.endswith("running_var"):
         return np.abs(1 + 0.1 * x)
     if len(shape) > 1:
         x *= (2 / np.prod(shape[1:])) ** 0.5
-        return x * np.float32(0.2) if "_reg." in name else x
+        return x * np.float32(0.2) if "_reg." in name or "lateral" in name else x
     if name.endswith("bn2.weight"):
         return 0.3 + 0.1 * x
     if name.endswith("retina_cls.bias"):
@@ -67,6 +67,12 @@ def images() -> list[np.ndarray]:
         fine = fine + 0.3 * numbers(f"noise{k}", 3, height, width)
         pictures.append((1 / (1 + np.exp(-fine))).astype(np.float32))
     return pictures
+
+
+def backbone_levels() -> list[np.ndarray]:
+    """[2, 8 + 4 k, h, w] of C2 to C5, with sides that are not halves of each other."""
+    sizes = ((23, 31), (12, 16), (6, 8), (3, 4))
+    return [numbers(f"C{k + 2}", 2, 8 + 4 * k, *size) for k, size in enumerate(sizes)]
 
 
 def levels() -> list[np.ndarray]:

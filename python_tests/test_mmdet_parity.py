@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
+from tinyops.models import recipes
 from tinyops.nn.anchors import AnchorGenerator, octave_scales
 from tinyops.nn.batch import GroundTruth, ImageBatch, collate_images, collate_targets
 from tinyops.nn.cascade import CascadeRoIHeads
+from tinyops.nn.fpn import FPN
+from tinyops.nn.resnet import ResNet
 from tinyops.nn.retina import RetinaHead
 from tinyops.nn.roi import BoxHead, RoIHeads, RoIPool
 from tinyops.nn.rpn import Proposals, RegionProposalNetwork
@@ -23,6 +27,16 @@ Rename = Callable[[str], str]
 SSPNET = {"scales": (1.5, 2.5, 3.7, 8), "ratios": (0.4, 0.8, 1.4)}
 RETINA = {"scales": octave_scales(2, 3), "ratios": (0.5, 1.0, 2.0)}
 RELATIVE = 1e-4
+
+
+RPN_LOSSES = {"rpn_objectness": "loss_rpn_cls", "rpn_boxes": "loss_rpn_bbox"}
+ROI_LOSSES = {"roi_classes": "loss_cls", "roi_boxes": "loss_bbox"}
+CASCADE_LOSSES = {
+    f"stage{k + 1}_{ours}": f"s{k}.{theirs}"
+    for k in range(3)
+    for ours, theirs in ROI_LOSSES.items()
+}
+RETINA_LOSSES = {"retina_classes": "loss_cls", "retina_boxes": "loss_bbox"}
 
 
 def golden(name: str) -> Golden:
@@ -49,6 +63,37 @@ def background_first(name: str, rows: Tensor) -> Tensor:
 
 def background_last(name: str, rows: Tensor) -> Tensor:
     return rows.roll(-1, 0) if "fc_cls" in name else rows
+
+
+def conv_name(name: str) -> str:
+    """mmdet wraps convolutions: a.weight is a.conv.weight there."""
+    return ".conv.".join(name.rsplit(".", 1))
+
+
+def retina_name(name: str) -> str:
+    return name if name.startswith("retina") else conv_name(name)
+
+
+def second_stage_name(name: str) -> str:
+    return name.replace("head.", "bbox_head.")
+
+
+def cascade_name(name: str) -> str:
+    _, stage, _, rest = name.split(".", 3)
+    return f"bbox_head.{stage}.{rest}"
+
+
+def neck_name(name: str) -> str:
+    return conv_name(name).replace("output_convs", "fpn_convs")
+
+
+def detector_name(name: str, rename_head: Rename) -> str:
+    part, rest = name.split(".", 1)
+    if part == "backbone":
+        return name
+    rename = {"neck": neck_name, "rpn": str}.get(part, rename_head)
+    theirs = {"neck": "neck", "rpn": "rpn_head", "roi_heads": "roi_head", "head": "bbox_head"}
+    return f"{theirs[part]}.{rename(rest)}"
 
 
 def batch() -> ImageBatch:
@@ -170,7 +215,7 @@ def test_region_proposals_are_mmdets(name, beta):
     positives, negatives, divisor = expected["sampled"].tolist()
     # mmdet counts an image without positives as if it had one
     losses = {name: loss * (positives + negatives) / divisor for name, loss in losses.items()}
-    check_losses(losses, expected, {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_bbox"})
+    check_losses(losses, expected, RPN_LOSSES)
     check_gradients(losses, rpn, expected, features=features)
     found, none = rpn.eval()(features, batch())
     assert none == {}
@@ -191,13 +236,10 @@ def test_second_stage_is_mmdets():
         max_per_image=30,
     )
 
-    def rename(name: str) -> str:
-        return name.replace("head.", "bbox_head.")
-
-    fill(heads, rename)
+    fill(heads, second_stage_name)
     _, losses = heads(features, proposals(), batch(), truth())
-    check_losses(losses, expected, {"roi_classes": "loss_cls", "roi_boxes": "loss_bbox"})
-    check_gradients(losses, heads, expected, rename, features)
+    check_losses(losses, expected, ROI_LOSSES)
+    check_gradients(losses, heads, expected, second_stage_name, features)
     found, _ = heads.eval()(features, proposals(), batch())
     check_boxes(found, expected, "detections")
 
@@ -211,18 +253,10 @@ def test_cascade_is_mmdets():
         max_per_image=30,
     )
 
-    def rename(name: str) -> str:
-        _, stage, _, rest = name.split(".", 3)
-        return f"bbox_head.{stage}.{rest}"
-
-    fill(heads, rename)
+    fill(heads, cascade_name)
     _, losses = heads(features, proposals(), batch(), truth())
-    names = {}
-    for k in range(3):
-        names[f"stage{k + 1}_roi_classes"] = f"s{k}.loss_cls"
-        names[f"stage{k + 1}_roi_boxes"] = f"s{k}.loss_bbox"
-    check_losses(losses, expected, names)
-    check_gradients(losses, heads, expected, rename, features)
+    check_losses(losses, expected, CASCADE_LOSSES)
+    check_gradients(losses, heads, expected, cascade_name, features)
     found, _ = heads.eval()(features, proposals(), batch())
     check_boxes(found, expected, "detections")
 
@@ -234,15 +268,70 @@ def test_retina_head_is_mmdets():
         case.CHANNELS, anchors, case.NUM_CLASSES, convs=2, pre_nms=30, max_per_image=60
     )
 
-    def rename(name: str) -> str:
-        return name if name.startswith("retina") else ".conv.".join(name.rsplit(".", 1))
-
-    fill(head, rename)
+    fill(head, retina_name)
     _, losses = head(features, batch(), truth())
     positives, _, divisor = expected["sampled"].tolist()
     # mmdet counts an image without positives as if it had one
     losses = {name: loss * positives / divisor for name, loss in losses.items()}
-    check_losses(losses, expected, {"retina_class": "loss_cls", "retina_box": "loss_bbox"})
-    check_gradients(losses, head, expected, rename, features)
+    check_losses(losses, expected, RETINA_LOSSES)
+    check_gradients(losses, head, expected, retina_name, features)
     found, _ = head.eval()(features, batch())
     check_boxes(found, expected, "detections")
+
+
+def test_pyramid_is_mmdets():
+    expected = golden("fpn")
+    neck = FPN([8, 12, 16, 20], 4)
+    fill(neck, neck_name)
+    found, _ = neck([torch.from_numpy(level) for level in case.backbone_levels()])
+    assert len(found) == len(expected)
+    for k, level in enumerate(found):
+        torch.testing.assert_close(level, torch.from_numpy(expected[str(k)]), rtol=1e-5, atol=1e-5)
+
+
+def body() -> tuple[ResNet, FPN]:
+    widths = (16, 32, 64, 128)
+    backbone = ResNet(BasicBlock, (2, 2, 2, 2), widths=widths, frozen_stages=1, norm_eval=True)
+    return backbone, FPN(backbone.channels, case.CHANNELS, backbone.strides)
+
+
+TWO_STAGE = {
+    "anchor_scales": SSPNET["scales"],
+    "anchor_ratios": SSPNET["ratios"],
+    "weighted_negatives": False,
+    "nms": "nms",
+    "nms_threshold": 0.5,
+    "max_per_image": 30,
+    "head_channels": case.HIDDEN,
+    "rpn_samples": 10**6,
+    "samples": 10**6,
+    "pre_nms": (60, 60),
+    "proposals": (150, 150),
+}
+ONE_STAGE = {"nms": "nms", "nms_threshold": 0.5, "max_per_image": 60, "convs": 2, "pre_nms": 30}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "rename", "losses_of_head"),
+    [
+        ("faster_rcnn", TWO_STAGE, second_stage_name, ROI_LOSSES),
+        ("cascade_rcnn", TWO_STAGE, cascade_name, CASCADE_LOSSES),
+        ("retinanet", ONE_STAGE, retina_name, RETINA_LOSSES),
+    ],
+)
+def test_detector_is_mmdets(name, settings, rename, losses_of_head):
+    expected = golden(name)
+    model = getattr(recipes, name)(*body(), case.NUM_CLASSES, **settings)
+    fill(model, lambda ours: detector_name(ours, rename))
+    images = [torch.from_numpy(image) for image in case.images()]
+    losses = model(images, targets())
+    positives, negatives, divisor = expected["sampled"].tolist()
+    for loss in losses:
+        if loss in RPN_LOSSES:
+            losses[loss] = losses[loss] * (positives + negatives) / divisor
+        if loss in RETINA_LOSSES:
+            losses[loss] = losses[loss] * positives / divisor
+    names = losses_of_head if name == "retinanet" else {**RPN_LOSSES, **losses_of_head}
+    check_losses(losses, expected, names)
+    check_gradients(losses, model, expected, lambda ours: detector_name(ours, rename))
+    check_boxes(model.eval()(images), expected, "detections")

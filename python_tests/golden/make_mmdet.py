@@ -32,12 +32,13 @@ import mmdet_case as case  # noqa: E402
 from golden.mmdet_configs import (  # noqa: E402
     ANCHORS,
     CASCADE_HEAD,
+    CASCADE_RCNN,
+    FASTER_RCNN,
     L1,
-    RCNN_TEST,
     RETINA_HEAD,
+    RETINANET,
     ROI_HEAD,
     anchor_generator,
-    rcnn,
     rpn,
     smooth_l1,
 )
@@ -198,25 +199,9 @@ def anchors() -> Record:
 
 def fpn() -> Record:
     """C2 to C5 of 8, 12, 16, 20 channels, sides that are not halves of each other."""
-    sizes = ((23, 31), (12, 16), (6, 8), (3, 4))
-    inputs = [
-        torch.from_numpy(case.numbers(f"C{k + 2}", 2, 8 + 4 * k, *size))
-        for k, size in enumerate(sizes)
-    ]
-    record = {}
-    for extra in (False, "on_input", "on_output"):
-        neck = build(
-            {
-                "type": "FPN",
-                "in_channels": [8, 12, 16, 20],
-                "out_channels": 4,
-                "num_outs": 5,
-                "add_extra_convs": extra,
-            }
-        )
-        for k, level in enumerate(neck(inputs)):
-            record[f"{extra or 'pool'}/{k}"] = level
-    return record
+    neck = build({"type": "FPN", "in_channels": [8, 12, 16, 20], "out_channels": 4, "num_outs": 5})
+    inputs = [torch.from_numpy(level) for level in case.backbone_levels()]
+    return {str(k): level for k, level in enumerate(neck(inputs))}
 
 
 def regions(loss_bbox: dict) -> Record:
@@ -242,34 +227,9 @@ def one_stage() -> Record:
     return record | found("detections", head.eval().predict(features, samples()))
 
 
-def detector() -> Record:
-    """Faster R-CNN from images in 0..1 to losses and detections."""
-    region = rpn(L1)
-    train, test = region.pop("train_cfg"), region.pop("test_cfg")
-    head = {key: value for key, value in ROI_HEAD.items() if not key.endswith("_cfg")}
-    model = build(
-        {
-            "type": "FasterRCNN",
-            "data_preprocessor": {"type": "DetDataPreprocessor"},
-            "backbone": {
-                "type": "ResNet",
-                "depth": 18,
-                "frozen_stages": 1,
-                "norm_cfg": {"type": "BN", "requires_grad": False},
-                "norm_eval": True,
-            },
-            "neck": {
-                "type": "FPN",
-                "in_channels": [64, 128, 256, 512],
-                "out_channels": case.CHANNELS,
-                "num_outs": 5,
-            },
-            "rpn_head": region,
-            "roi_head": head,
-            "train_cfg": {"rpn": train, "rpn_proposal": test, "rcnn": rcnn(0.5)},
-            "test_cfg": {"rpn": test, "rcnn": RCNN_TEST},
-        }
-    )
+def detector(config: dict) -> Record:
+    """From images in 0..1 to losses and detections."""
+    model = build(config)
     prepare = DetDataPreprocessor(
         mean=[255 * x for x in case.MEAN], std=[255 * x for x in case.STD], pad_size_divisor=32
     )
@@ -278,9 +238,10 @@ def detector() -> Record:
     for sample in batch["data_samples"]:
         sample.set_metainfo({"pad_shape": sample.img_shape})
     batch = (batch["inputs"], batch["data_samples"])
-    from_own_cells(model.rpn_head)
+    dense = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
+    from_own_cells(dense)
     record = losses_and_gradients(model, model.loss(*batch))
-    record["sampled"] = sampled(model.rpn_head)
+    record["sampled"] = sampled(dense)
     results = model.eval().predict(*batch, rescale=False)
     return record | found("detections", [result.pred_instances for result in results])
 
@@ -305,7 +266,9 @@ def main() -> None:
     write("roi", second_stage(ROI_HEAD))
     write("cascade", second_stage(CASCADE_HEAD))
     write("retina", one_stage())
-    write("faster_rcnn", detector())
+    write("faster_rcnn", detector(FASTER_RCNN))
+    write("cascade_rcnn", detector(CASCADE_RCNN))
+    write("retinanet", detector(RETINANET))
 
 
 if __name__ == "__main__":

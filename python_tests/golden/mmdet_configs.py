@@ -139,6 +139,45 @@ RETINA_HEAD = {
         "min_bbox_size": 0,
         "score_thr": 0.05,
         "nms": NMS,
-        "max_per_img": 30,
+        "max_per_img": 60,
     },
 }
+
+
+BODY = {
+    "data_preprocessor": {"type": "DetDataPreprocessor"},
+    "backbone": {
+        "type": "ResNet",
+        "depth": 18,
+        "base_channels": 16,
+        "frozen_stages": 1,
+        "norm_cfg": {"type": "BN", "requires_grad": True},
+        "norm_eval": True,
+    },
+    "neck": {
+        "type": "FPN",
+        "in_channels": [16, 32, 64, 128],
+        "out_channels": case.CHANNELS,
+        "num_outs": 5,
+    },
+}
+
+
+def two_stage(name: str, loss_bbox: dict, head: dict) -> dict:
+    region, head = rpn(loss_bbox), dict(head)
+    train, test = region.pop("train_cfg"), region.pop("test_cfg")
+    train_cfg = {"rpn": train, "rpn_proposal": test, "rcnn": head.pop("train_cfg")}
+    test_cfg = {"rpn": test, "rcnn": head.pop("test_cfg")}
+    parts = {"rpn_head": region, "roi_head": head, "train_cfg": train_cfg, "test_cfg": test_cfg}
+    return {"type": name, **BODY, **parts}
+
+
+def one_stage(name: str, head: dict) -> dict:
+    head = dict(head)
+    settings = {key: head.pop(key) for key in ("train_cfg", "test_cfg")}
+    return {"type": name, **BODY, "bbox_head": head, **settings}
+
+
+FASTER_RCNN = two_stage("FasterRCNN", L1, ROI_HEAD)
+CASCADE_RCNN = two_stage("CascadeRCNN", smooth_l1(1 / 9), CASCADE_HEAD)
+RETINANET = one_stage("RetinaNet", RETINA_HEAD)
