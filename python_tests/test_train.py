@@ -100,8 +100,8 @@ def test_batches_that_cannot_be_shared_are_refused():
 
 
 class Draws(Squares):
-    def __getitem__(self, index):
-        image, target = super().__getitem__(index)
+    def sample(self, index, epoch):
+        image, target = super().sample(index, epoch)
         return image, target | {"draw": torch.rand(1)}
 
 
