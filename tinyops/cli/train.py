@@ -23,7 +23,7 @@ from rich.console import Console
 
 from tinyops.config import dump_yaml, load_yaml, parse_yaml, to_plain
 from tinyops.data.coco import CocoSet, read_coco
-from tinyops.data.dataset import CocoTiles
+from tinyops.data.dataset import CocoTiles, Transform
 from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
 from tinyops.models import create
@@ -38,10 +38,10 @@ from tinyops.train import (
     process_group,
 )
 
+_PROGRAM = "tinyops train"
 THRESHOLDS = (0.25, 0.5, 0.75)
 # What the result does not depend on, so that it may change when a training is resumed.
 FREE = ("out", "workers", "device", "save_every", "tensorboard", "fresh")
-AUGMENTATIONS = {"none": None, "simple": simple_augmentation, "sspnet": sspnet_augmentation}
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Train:
     keep_empty: bool = True
     """Train on tiles without objects, too."""
     augment: Literal["none", "simple", "sspnet"] = "simple"
-    """simple: flip and colours. sspnet: its released pipeline with scales, rotation, blur."""
+    """simple: flip and colours. sspnet: the released pipeline with scales of 1 to 1.5."""
 
     batch: int = 4
     """Tiles of a step, in all parts and processes together."""
@@ -151,11 +151,12 @@ class Train:
     fresh: bool = False
     """Start anew even if there is a state to go on from, which is then overwritten."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for a value out of range."""
         counts = ("batch", "parts", "val_batch", "val_every", "max_detections", "save_every")
         for name in counts:
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup", "workers", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -201,18 +202,19 @@ def parse(arguments: Sequence[str]) -> Train:
     first.add_argument("--config", type=Path)
     first.add_argument("--override", nargs="*", action="append")  # tyro would take the last alone
     known, rest = first.parse_known_args(list(arguments))
-    if known.override is not None:
-        rest += ["--override", *(word for words in known.override for word in words)]
+    words = [word for group in known.override or () for word in group]
     try:
+        override = _overrides(words)
         if known.config is None:
-            return tyro.cli(Train, prog="tinyops train", description=__doc__, args=rest)
-        given = load_yaml(Train, known.config, missing=tyro.MISSING)
-        settings = tyro.cli(
-            Train, prog="tinyops train", description=__doc__, args=rest, default=given
-        )
+            settings = tyro.cli(Train, prog=_PROGRAM, description=__doc__, args=rest)
+        else:
+            given = load_yaml(Train, known.config, missing=tyro.MISSING)
+            settings = tyro.cli(Train, prog=_PROGRAM, description=__doc__, args=rest, default=given)
+        settings = replace(settings, override={**settings.override, **override})
+        settings.check()
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
-    return replace(settings, override={**given.override, **settings.override})
+    return settings
 
 
 def run(settings: Train) -> int:
@@ -316,13 +318,12 @@ def _device(name: str) -> torch.device:
 def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
     """The training set, its tiles, and those of validation."""
     data = read_coco(settings.annotations, settings.images)
-    make = AUGMENTATIONS[settings.augment]
     tiles = CocoTiles(
         data,
         tile=settings.tile,
         overlap=settings.overlap,
         keep_empty=settings.keep_empty,
-        transform=None if make is None else make(),
+        transform=_transform(settings),
         seed=settings.seed,
     )
     if len(tiles) == 0:
@@ -336,6 +337,16 @@ def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
             f"{data.classes}, got {other.classes}"
         )
     return data, tiles, CocoTiles(other, tile=settings.tile, overlap=settings.overlap)
+
+
+def _transform(settings: Train) -> Transform | None:
+    if settings.augment == "none":
+        return None
+    if settings.augment == "simple":
+        return simple_augmentation()
+    # Released for tiles of 640x512: to (640, 512)..(960, 768).
+    long, short = max(settings.tile), min(settings.tile)
+    return sspnet_augmentation((long, round(1.5 * long)), (short, round(1.5 * short)))
 
 
 def _schedule(settings: Train, tiles: int, steps: int) -> Schedule:
