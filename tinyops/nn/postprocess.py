@@ -81,13 +81,3 @@ def split_detections(
     counts = torch.bincount(image_ids, minlength=num_images).tolist()
     parts: list[Sequence[Tensor]] = [x.split(counts) for x in (boxes, scores, labels)]
     return [{"boxes": b, "scores": s, "labels": c} for b, s, c in zip(*parts, strict=True)]
-
-
-def top_per_image(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` greatest scores of every row [N, K], or all, and their indices: [N, k] each."""
-    return scores.topk(min(count, scores.shape[1]), dim=1)
-
-
-def not_empty(boxes: Tensor) -> Tensor:
-    """Whether boxes [K, 4] have width and height; False for NaN."""
-    return (boxes[:, 2:] > boxes[:, :2]).all(1)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tinyops.nn.anchors import AnchorGenerator, BatchAnchors
 from tinyops.nn.assign import match_by_overlap
 from tinyops.nn.batch import GroundTruth, ImageBatch
-from tinyops.nn.boxes import clip, decode
+from tinyops.nn.dense import best_candidates, init_normal
 from tinyops.nn.distributed import count_over_processes
-from tinyops.nn.losses import at_least_float32, box_loss, objectness_loss
-from tinyops.nn.postprocess import first_per_image, not_empty, top_per_image
+from tinyops.nn.losses import box_loss, objectness_loss
+from tinyops.nn.postprocess import first_per_image
 from tinyops.nn.sampling import RandomSampler
 from tinyops.ops import nms
 
@@ -82,8 +82,7 @@ class RegionProposalNetwork(nn.Module):
         self.rpn_cls = nn.Conv2d(channels, anchors.per_cell, 1)
         self.rpn_reg = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
         for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            init_normal(conv)
 
     def forward(
         self, levels: Sequence[Tensor], batch: ImageBatch, truth: GroundTruth | None = None
@@ -156,23 +155,22 @@ class RegionProposalNetwork(nn.Module):
         batch: ImageBatch,
     ) -> Proposals:
         """The best boxes of every image, duplicates of a level removed."""
-        most = self.pre_nms[0 if self.training else 1]
-        boxes, tops, image_ids, level_ids = [], [], [], []
-        for k, (logit, offset) in enumerate(zip(logits, offsets, strict=True)):
-            logit = at_least_float32(logit)
-            if anchors.inside is not None:
-                logit = logit.masked_fill(~anchors.inside[k], -torch.inf)
-            top, index = top_per_image(logit, most)  # [N, k]
-            picked = offset.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode(picked.flatten(0, 1), anchors.levels[k][index.flatten()], STDS))
-            tops.append(top.flatten())
-            ids = torch.arange(len(top), device=top.device)
-            image_ids.append(ids.repeat_interleave(top.shape[1]))
-            level_ids.append(torch.full_like(image_ids[-1], k))
-        box, top, image, level = (torch.cat(x) for x in (boxes, tops, image_ids, level_ids))
-        box = clip(box, batch.size_table()[image])
-        good = (not_empty(box) & (top > -torch.inf)).nonzero()[:, 0]
-        box, score, image, level = box[good], top[good].sigmoid(), image[good], level[good]
-        keep = nms(box, score, self.nms_threshold, labels=level, image_ids=image, check=False)
-        keep = keep[first_per_image(image[keep], self.post_nms[0 if self.training else 1])]
-        return Proposals(box[keep], score[keep], image[keep])
+        phase = 0 if self.training else 1
+        best = best_candidates(
+            [x[..., None] for x in logits],
+            offsets,
+            anchors,
+            batch,
+            count=self.pre_nms[phase],
+            stds=STDS,
+        )
+        keep = nms(
+            best.boxes,
+            best.scores,
+            self.nms_threshold,
+            labels=best.level_ids,
+            image_ids=best.image_ids,
+            check=False,
+        )
+        keep = keep[first_per_image(best.image_ids[keep], self.post_nms[phase])]
+        return Proposals(best.boxes[keep], best.scores[keep], best.image_ids[keep])
