@@ -110,11 +110,8 @@ def plain_detections(made, levels, batch):
                     boxes.append(box)
                     scores.append(score)
                     labels.append(c + 1)
-        boxes, scores, labels = (
-            torch.stack(boxes),
-            torch.tensor(scores).double(),
-            torch.tensor(labels),
-        )
+        boxes, labels = torch.stack(boxes), torch.tensor(labels)
+        scores = torch.tensor(scores, dtype=boxes.dtype)
         keep = nms_reference(boxes, scores, made.nms_threshold, labels=labels)
         keep = keep[: made.max_per_image]
         results.append({"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]})
