@@ -36,7 +36,11 @@ def plain_match(boxes, image_ids, truth, positive, negative, least_best, ignore_
         for region, other in zip(
             truth.ignored_boxes, truth.ignored_image_ids.tolist(), strict=True
         ):
-            if image == other and found[k] == BACKGROUND and share_inside(box, region) > ignore_above:
+            if (
+                image == other
+                and found[k] == BACKGROUND
+                and share_inside(box, region) > ignore_above
+            ):
                 found[k] = IGNORED
     return found
 
@@ -84,9 +88,7 @@ def test_by_hand():
             [50, 50, 60, 60],
         ]
     )
-    found = match_by_overlap(
-        boxes, torch.zeros(6, dtype=torch.int64), objects, **RULES[0]
-    )
+    found = match_by_overlap(boxes, torch.zeros(6, dtype=torch.int64), objects, **RULES[0])
     assert found.tolist() == [0, IGNORED, BACKGROUND, 1, 1, BACKGROUND]
 
 

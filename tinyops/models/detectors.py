@@ -41,6 +41,8 @@ class Detector(nn.Module):
         ValueError: for settings out of range.
     """
 
+    recipe: dict[str, Any]  # the arguments of `tinyops.models.create`, if that made the model
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -12,10 +12,14 @@ from tinyops.models.detectors import (
 )
 from tinyops.nn.anchors import AnchorGenerator, octave_scales
 from tinyops.nn.cascade import CascadeRoIHeads
+from tinyops.nn.fpn import FPN
 from tinyops.nn.retina import RetinaHead
 from tinyops.nn.roi import BoxHead, RoIHeads, RoIPool
 from tinyops.nn.rpn import RegionProposalNetwork
 from tinyops.nn.sampling import RandomSampler, WeightedNegativeSampler
+from tinyops.nn.sspnet import SSPNet
+
+Neck = FPN | SSPNet
 
 # What the released settings of TinyPerson change with the neck: ucas-vg/TOV_mmdetection for FPN,
 # MingboHong/SSPNet for SSPNet (anchors from k-means, weighted negatives, Soft-NMS).
@@ -41,7 +45,7 @@ SSPNET_ONE_STAGE = {"nms": "soft_nms", "nms_threshold": 0.3, "max_per_image": 50
 
 def faster_rcnn(
     backbone: nn.Module,
-    neck: nn.Module,
+    neck: Neck,
     num_classes: int,
     *,
     anchor_scales: Sequence[float],
@@ -86,9 +90,11 @@ def faster_rcnn(
     return TwoStageDetector(
         backbone,
         neck,
-        _rpn(neck, anchor_scales, anchor_ratios, weighted_negatives, rpn_samples, pre_nms, proposals),
+        _rpn(
+            neck, anchor_scales, anchor_ratios, weighted_negatives, rpn_samples, pre_nms, proposals
+        ),
         RoIHeads(
-            RoIPool(neck.strides[:4]),
+            RoIPool(neck.strides[:-1]),
             head,
             sampler=RandomSampler(samples, 0.25),
             score_threshold=score_threshold,
@@ -105,7 +111,7 @@ def faster_rcnn(
 
 def cascade_rcnn(
     backbone: nn.Module,
-    neck: nn.Module,
+    neck: Neck,
     num_classes: int,
     *,
     anchor_scales: Sequence[float],
@@ -126,9 +132,7 @@ def cascade_rcnn(
 ) -> TwoStageDetector:
     """Cascade R-CNN on a pyramid: three second stages. See `faster_rcnn` for the arguments."""
     heads = [
-        BoxHead(
-            neck.channels, hidden=head_channels, num_classes=num_classes, class_agnostic=True
-        )
+        BoxHead(neck.channels, hidden=head_channels, num_classes=num_classes, class_agnostic=True)
         for _ in range(3)
     ]
     return TwoStageDetector(
@@ -145,7 +149,7 @@ def cascade_rcnn(
             beta=1 / 9,
         ),
         CascadeRoIHeads(
-            RoIPool(neck.strides[:4]),
+            RoIPool(neck.strides[:-1]),
             heads,
             sampler=RandomSampler(samples, 0.25),
             score_threshold=score_threshold,
@@ -162,7 +166,7 @@ def cascade_rcnn(
 
 def retinanet(
     backbone: nn.Module,
-    neck: nn.Module,
+    neck: Neck,
     num_classes: int,
     *,
     nms: str,
@@ -212,7 +216,7 @@ def retinanet(
 
 
 def _rpn(
-    neck: nn.Module,
+    neck: Neck,
     scales: Sequence[float],
     ratios: Sequence[float],
     weighted_negatives: bool,
