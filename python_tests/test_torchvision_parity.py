@@ -1,18 +1,13 @@
-"""What is torchvision's too is the same here: box coder, clipping, levels of RoIs, pyramid."""
+"""What torchvision has, too, is the same here: clipping, levels of RoIs, pyramid."""
 
-import pytest
 import torch
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
-from tinyops.nn.boxes import clip, decode, encode
+from tinyops.nn.boxes import clip
 from tinyops.nn.fpn import FPN
 from tinyops.nn.roi import RoIPool
-
-STDS = (0.1, 0.1, 0.2, 0.2)
-CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
 
 def boxes(seed: int, least: float, most: float) -> torch.Tensor:
@@ -21,22 +16,6 @@ def boxes(seed: int, least: float, most: float) -> torch.Tensor:
     corner = torch.rand(200, 2, generator=generator) * 300 - 50
     sides = least * (most / least) ** torch.rand(200, 2, generator=generator)
     return torch.cat([corner, corner + sides], 1)
-
-
-def test_offsets_are_those_of_torchvisions_coder():
-    objects, anchors = boxes(0, 2, 60), boxes(1, 4, 90)
-    expected = CODER.encode_single(objects, anchors)
-    torch.testing.assert_close(encode(objects, anchors, STDS), expected, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("classes", [1, 3])
-def test_boxes_are_those_of_torchvisions_coder(classes):
-    anchors = boxes(1, 4, 90)
-    generator = torch.Generator().manual_seed(2)
-    offsets = 3 * torch.randn(200, classes, 4, generator=generator)
-    offsets[:5, :, 2:] = 100.0  # grow beyond the limit
-    expected = CODER.decode_single(offsets.flatten(1), anchors).unflatten(1, (-1, 4))
-    torch.testing.assert_close(decode(offsets, anchors, STDS), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_clipping_is_torchvisions():
