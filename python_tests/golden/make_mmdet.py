@@ -34,13 +34,12 @@ from golden.mmdet_configs import (  # noqa: E402
     CASCADE_HEAD,
     CASCADE_RCNN,
     FASTER_RCNN,
-    L1,
     RETINA_HEAD,
     RETINANET,
     ROI_HEAD,
+    RPN_OF_CASCADE,
+    RPN_OF_FASTER,
     anchor_generator,
-    rpn,
-    smooth_l1,
 )
 
 
@@ -204,8 +203,8 @@ def fpn() -> Record:
     return {str(k): level for k, level in enumerate(neck(inputs))}
 
 
-def regions(loss_bbox: dict) -> Record:
-    head, features = build(rpn(loss_bbox)), levels()
+def regions(config: dict) -> Record:
+    head, features = build(config), levels()
     from_own_cells(head)
     record = losses_and_gradients(head, head.loss(features, objects_of_one_class()), features)
     record["sampled"] = sampled(head)
@@ -261,8 +260,8 @@ def write(name: str, record: Record) -> None:
 def main() -> None:
     write("anchors", anchors())
     write("fpn", fpn())
-    write("rpn", regions(L1))
-    write("rpn_of_cascade", regions(smooth_l1(1 / 9)))
+    write("rpn", regions(RPN_OF_FASTER))
+    write("rpn_of_cascade", regions(RPN_OF_CASCADE))
     write("roi", second_stage(ROI_HEAD))
     write("cascade", second_stage(CASCADE_HEAD))
     write("retina", one_stage())
