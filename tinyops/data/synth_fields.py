@@ -42,8 +42,7 @@ def spectral_noise(
     amplitude[0, 0] = 0
     white = rng.standard_normal((2, *amplitude.shape), dtype=np.float32)
     noise = np.fft.irfft2((white[0] + 1j * white[1]) * amplitude, s=(height, width))
-    noise = noise.astype(np.float32)
-    return noise / max(float(noise.std()), 1e-6)
+    return np.asarray(noise / max(float(noise.std()), 1e-6), np.float32)
 
 
 class Texture:
