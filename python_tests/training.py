@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyops.nn.distributed import image_generators, mean_over_processes
+from tinyops.nn.distributed import image_generators, mean_over_processes, world_size
 from tinyops.train import Schedule, Training, make_optimizer
 
 SIZE = 32
@@ -60,7 +60,9 @@ class Spots(nn.Module):
             torch.rand(logits.shape[1:], generator=generator).to(logits.device)
             for generator in image_generators(len(images))
         ]
-        positives = mean_over_processes(truth.sum()).clamp(min=1)
+        positives = mean_over_processes(truth.sum()).clamp(
+            min=1 / world_size()
+        )  # at least 1 in all
         loss = F.binary_cross_entropy_with_logits(
             logits.float() + self.noise * torch.stack(noise), truth, reduction="sum"
         )
