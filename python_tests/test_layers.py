@@ -13,7 +13,7 @@ LAYERS = {
     "_lib": (set(), {"torch"}),
     "_triton": (set(), {"torch", "triton"}),
     "ops": ({"_triton"}, {"torch"}),
-    "nn": ({"ops"}, {"torch", "torchvision", "timm"}),
+    "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
     "models": ({"ops", "nn"}, {"torch", "torchvision", "safetensors"}),
     "data": ({"ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),

@@ -73,9 +73,10 @@ class ContextAttention(nn.Module):
         """[N, channels, h_k, w_k] per level, the finest first, to [N, 1, h_k, w_k] logits."""
         x = self.fuse(levels)
         *local, whole = self.branches
-        parts = [F.relu(conv(x)) for conv in local]
-        parts.append(F.relu(whole(self.pool(x))).expand_as(parts[0]))
-        x = self.relu(self.context_norm(self.context_conv(torch.cat(parts, 1))))
+        parts = [conv(x) for conv in local]
+        parts.append(whole(self.pool(x)).expand_as(parts[0]))
+        x = F.relu_(torch.cat(parts, 1))
+        x = self.relu(self.context_norm(self.context_conv(x)))
         logits = []
         for k, conv in enumerate(self.attention_convs):
             if self.down_convs:
