@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from detection import target
 
@@ -199,6 +200,23 @@ def test_weights_of_the_backbone_from_a_file(tmp_path):
     assert "weights" not in model.recipe
 
 
+def test_weights_of_timm_from_a_file(tmp_path):
+    source = timm.create_model("resnet10t")
+    path = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), path)
+    model = small("retinanet_fpn_timm:resnet10t", weights=str(path))
+    state = {name.replace("body.", ""): x for name, x in model.backbone.state_dict().items()}
+    same = [name for name, x in source.state_dict().items() if name in state]
+    assert len(same) > 50
+    assert all(torch.equal(state[name], source.state_dict()[name]) for name in same)
+
+
+def test_weights_that_are_no_file():
+    for backbone in ("resnet_nano", "timm:resnet10t"):
+        with pytest.raises(ValueError, match=r"weights must be .* got 'no/such/file'"):
+            create(f"retinanet_fpn_{backbone}", weights="no/such/file")
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -225,5 +243,5 @@ def test_overrides_that_json_does_not_know():
 
 
 def test_unknown_model_of_timm():
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="timm cannot make 'nothing'"):
         create("faster_rcnn_fpn_timm:nothing")
