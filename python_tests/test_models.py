@@ -7,7 +7,7 @@ import timm
 import torch
 from detection import target
 
-from tinyops.models import OneStageDetector, TwoStageDetector, create, list_models
+from tinyops.models import OneStageDetector, TwoStageDetector, create, list_models, load, save
 from tinyops.nn.cascade import CascadeRoIHeads
 from tinyops.nn.fpn import FPN
 from tinyops.nn.roi import RoIHeads
@@ -245,3 +245,17 @@ def test_overrides_that_json_does_not_know():
 def test_unknown_model_of_timm():
     with pytest.raises(ValueError, match="timm cannot make 'nothing'"):
         create("faster_rcnn_fpn_timm:nothing")
+
+
+@pytest.mark.parametrize(
+    "name", ["cascade_rcnn_sspnet_resnet_nano", "retinanet_fpn_bh_resnet_nano"]
+)
+def test_models_are_saved_and_loaded(name, tmp_path):
+    model = small(name, num_classes=2, anchor_scales=(2.0, 3.5), scale=1.5).eval()
+    save(model, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors")
+    assert again.recipe == model.recipe
+    with torch.no_grad():
+        for one, two in zip(model(images()), again(images()), strict=True):
+            assert torch.equal(one["boxes"], two["boxes"])
+            assert torch.equal(one["scores"], two["scores"])
