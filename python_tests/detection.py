@@ -87,3 +87,33 @@ class PlainNeck(nn.Module):
 
     def losses(self, aux, batch, truth) -> dict[str, Tensor]:
         return {"neck": sum(x**2 for x in aux["mean"])}
+
+
+class Everything(nn.Module):
+    """A sampler that takes all."""
+
+    def forward(self, matches, boxes, image_ids, truth, num_images, scores=None):
+        return (matches >= 0).nonzero()[:, 0], (matches == -1).nonzero()[:, 0]
+
+
+def image_of(levels, batch: ImageBatch, k: int) -> tuple[list[Tensor], ImageBatch]:
+    """Image k of a batch alone, cut to its own padding, with its features."""
+    height, width = batch.sizes[k]
+    padded = [-(-side // 32) * 32 for side in (height, width)]
+    own = ImageBatch(batch.pixels[k : k + 1, :, : padded[0], : padded[1]], (batch.sizes[k],))
+    return [
+        x[k : k + 1, :, : -(-padded[0] // s), : -(-padded[1] // s)]
+        for x, s in zip(levels, STRIDES, strict=True)
+    ], own
+
+
+def without_padding(levels, batch: ImageBatch) -> list[Tensor]:
+    """The features with zeros beyond the cells of every image."""
+    cut = []
+    for x, stride in zip(levels, STRIDES, strict=True):
+        x = x.clone()
+        for k, (height, width) in enumerate(batch.sizes):
+            x[k, :, -(-height // stride) :] = 0
+            x[k, :, :, -(-width // stride) :] = 0
+        cut.append(x)
+    return cut

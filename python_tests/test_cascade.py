@@ -140,9 +140,9 @@ def test_classes_are_of_the_mean_logits_and_boxes_of_the_last_stage():
     torch.testing.assert_close(
         found[0]["boxes"][0], torch.tensor([40 + shift, 40, 60 + shift, 50.0])
     )
-    # Stage 1 moves by 2 and cuts at 120: 10 -> 8 wide; stage 2 goes back by 0.8; stage 3 by 1.32 on.
+    # Stage 1 moves 110..130 by 2 and cuts it at 120; stage 2 moves back by 0.8, stage 3 by 1.32.
     width = 120 - 112
-    left = 112 - 0.1 * width + 0.165 * (width)
+    left = 112 - 0.1 * width + 0.165 * width
     torch.testing.assert_close(
         found[1]["boxes"][0],
         torch.tensor([left, 30, min(120, left + width), 60.0]),

@@ -61,6 +61,13 @@ def test_bins_of_a_ramp_hold_the_place_of_their_centre(box, stride):
     torch.testing.assert_close(pooled[2], torch.full((7, 7), float(stride)))
 
 
+def test_bins_average_all_of_their_cells():
+    level = torch.randn(1, 2, 40, 40)
+    boxes = torch.tensor([[8.0, 16, 92, 72]])  # 21 by 14 cells of 4 pixels: bins of 3 by 2
+    pooled = RoIPool((4,))([level], boxes, torch.tensor([0]))
+    torch.testing.assert_close(pooled, F.avg_pool2d(level[..., 4:18, 2:23], (2, 3)))
+
+
 def test_larger_boxes_are_seen_on_coarser_levels():
     sides = torch.tensor([0.0, 2.0, 56.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 9000.0])
     boxes = torch.stack([sides * 0, sides * 0, sides / 2, sides * 2], 1)  # the area counts

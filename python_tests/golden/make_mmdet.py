@@ -11,6 +11,8 @@ The tests compare tinyops with these numbers; they do not need mmdet. To run thi
 mmcv-lite has no compiled operators. Of these, NMS and RoIAlign come from torchvision here; sampling
 is made to take all there is, so that nothing is drawn at random.
 
+Everything is computed in float64, so that no rounding decides (and stored in float32).
+
 On purpose, two things are not as mmdet has them. To tinyops padding is no part of an image,
 whatever the batch: so the shape that mmdet calls padded is the image's own here (anchors beyond are
 not trained), and predictions come from the image's own cells (`from_own_cells`).
@@ -19,6 +21,7 @@ not trained), and predictions come from the image's own cells (`from_own_cells`)
 import sys
 import types
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +37,12 @@ from golden.mmdet_configs import (  # noqa: E402
     CASCADE_HEAD,
     CASCADE_RCNN,
     FASTER_RCNN,
-    L1,
     RETINA_HEAD,
     RETINANET,
     ROI_HEAD,
+    RPN_OF_CASCADE,
+    RPN_OF_FASTER,
     anchor_generator,
-    rpn,
-    smooth_l1,
 )
 
 
@@ -65,6 +67,7 @@ def _fake_extension() -> types.ModuleType:
 
 
 sys.modules["mmcv._ext"] = _fake_extension()
+torch.set_default_dtype(torch.float64)
 
 from mmdet.models import DetDataPreprocessor  # noqa: E402
 from mmdet.registry import MODELS, TASK_UTILS  # noqa: E402
@@ -101,15 +104,24 @@ def objects_of_one_class() -> list[DetDataSample]:
     return changed
 
 
+def float64(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).double()
+
+
 def proposals() -> list[InstanceData]:
     return [
-        InstanceData(bboxes=torch.from_numpy(boxes), scores=torch.from_numpy(scores))
+        InstanceData(bboxes=float64(boxes), scores=float64(scores))
         for boxes, scores in case.proposals()
     ]
 
 
 def levels() -> list[Tensor]:
-    return [torch.from_numpy(level).requires_grad_() for level in case.levels()]
+    return [float64(level).requires_grad_() for level in case.levels()]
+
+
+def _in_float64(encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """mmdet's coder makes float32 of what it is given."""
+    return lambda *boxes: encode(*boxes).double()
 
 
 def build(config: dict, **more: object) -> nn.Module:
@@ -118,7 +130,13 @@ def build(config: dict, **more: object) -> nn.Module:
     for name, value in module.state_dict().items():
         if value.is_floating_point():
             value.copy_(torch.from_numpy(case.weight(name, tuple(value.shape))))
-    return module.train()
+    for part in module.modules():
+        if hasattr(part, "prior_generator"):
+            grid = part.prior_generator.grid_priors
+            part.prior_generator.grid_priors = partial(grid, dtype=torch.float64)
+        if hasattr(part, "bbox_coder"):
+            part.bbox_coder.encode = _in_float64(part.bbox_coder.encode)
+    return module.double().train()
 
 
 def from_own_cells(head: nn.Module) -> None:
@@ -200,12 +218,12 @@ def anchors() -> Record:
 def fpn() -> Record:
     """C2 to C5 of 8, 12, 16, 20 channels, sides that are not halves of each other."""
     neck = build({"type": "FPN", "in_channels": [8, 12, 16, 20], "out_channels": 4, "num_outs": 5})
-    inputs = [torch.from_numpy(level) for level in case.backbone_levels()]
+    inputs = [float64(level) for level in case.backbone_levels()]
     return {str(k): level for k, level in enumerate(neck(inputs))}
 
 
-def regions(loss_bbox: dict) -> Record:
-    head, features = build(rpn(loss_bbox)), levels()
+def regions(config: dict) -> Record:
+    head, features = build(config), levels()
     from_own_cells(head)
     record = losses_and_gradients(head, head.loss(features, objects_of_one_class()), features)
     record["sampled"] = sampled(head)
@@ -233,11 +251,11 @@ def detector(config: dict) -> Record:
     prepare = DetDataPreprocessor(
         mean=[255 * x for x in case.MEAN], std=[255 * x for x in case.STD], pad_size_divisor=32
     )
-    images = [255 * torch.from_numpy(image) for image in case.images()]
+    images = [255 * float64(image) for image in case.images()]
     batch = prepare({"inputs": images, "data_samples": samples()}, training=True)
     for sample in batch["data_samples"]:
         sample.set_metainfo({"pad_shape": sample.img_shape})
-    batch = (batch["inputs"], batch["data_samples"])
+    batch = (batch["inputs"].double(), batch["data_samples"])
     dense = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
     from_own_cells(dense)
     record = losses_and_gradients(model, model.loss(*batch))
@@ -247,10 +265,10 @@ def detector(config: dict) -> Record:
 
 
 def write(name: str, record: Record) -> None:
-    arrays = {
-        key: value.detach().numpy() if isinstance(value, Tensor) else value
-        for key, value in record.items()
-    }
+    arrays = {key: np.asarray(torch.as_tensor(value).detach()) for key, value in record.items()}
+    for key, value in arrays.items():
+        if value.dtype == np.float64 and value.ndim > 1:
+            arrays[key] = value.astype(np.float32)
     path = HERE / f"mmdet_{name}.npz"
     np.savez_compressed(path, **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")
@@ -261,8 +279,8 @@ def write(name: str, record: Record) -> None:
 def main() -> None:
     write("anchors", anchors())
     write("fpn", fpn())
-    write("rpn", regions(L1))
-    write("rpn_of_cascade", regions(smooth_l1(1 / 9)))
+    write("rpn", regions(RPN_OF_FASTER))
+    write("rpn_of_cascade", regions(RPN_OF_CASCADE))
     write("roi", second_stage(ROI_HEAD))
     write("cascade", second_stage(CASCADE_HEAD))
     write("retina", one_stage())

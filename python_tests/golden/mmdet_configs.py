@@ -38,7 +38,7 @@ def smooth_l1(beta: float) -> dict:
     return {"type": "SmoothL1Loss", "beta": beta, "loss_weight": 1.0}
 
 
-def rpn(loss_bbox: dict) -> dict:
+def rpn(loss_bbox: dict, allowed_border: int) -> dict:
     proposals = {"nms_pre": 60, "max_per_img": 150, "nms": {**NMS, "iou_threshold": 0.7}}
     return {
         "type": "RPNHead",
@@ -51,11 +51,15 @@ def rpn(loss_bbox: dict) -> dict:
         "train_cfg": {
             "assigner": assigner(0.7, 0.3, 0.3, True),
             "sampler": {**ALL, "add_gt_as_proposals": False},
-            "allowed_border": -1,
+            "allowed_border": allowed_border,
             "pos_weight": -1,
         },
         "test_cfg": dict(**proposals, min_bbox_size=0),
     }
+
+
+RPN_OF_FASTER = rpn(L1, allowed_border=-1)
+RPN_OF_CASCADE = rpn(smooth_l1(1 / 9), allowed_border=0)
 
 
 def extractor() -> dict:
@@ -163,8 +167,8 @@ BODY = {
 }
 
 
-def two_stage(name: str, loss_bbox: dict, head: dict) -> dict:
-    region, head = rpn(loss_bbox), dict(head)
+def two_stage(name: str, region: dict, head: dict) -> dict:
+    region, head = dict(region), dict(head)
     train, test = region.pop("train_cfg"), region.pop("test_cfg")
     train_cfg = {"rpn": train, "rpn_proposal": test, "rcnn": head.pop("train_cfg")}
     test_cfg = {"rpn": test, "rcnn": head.pop("test_cfg")}
@@ -178,6 +182,6 @@ def one_stage(name: str, head: dict) -> dict:
     return {"type": name, **BODY, "bbox_head": head, **settings}
 
 
-FASTER_RCNN = two_stage("FasterRCNN", L1, ROI_HEAD)
-CASCADE_RCNN = two_stage("CascadeRCNN", smooth_l1(1 / 9), CASCADE_HEAD)
+FASTER_RCNN = two_stage("FasterRCNN", RPN_OF_FASTER, ROI_HEAD)
+CASCADE_RCNN = two_stage("CascadeRCNN", RPN_OF_CASCADE, CASCADE_HEAD)
 RETINANET = one_stage("RetinaNet", RETINA_HEAD)

@@ -16,6 +16,7 @@ _UNIT = 256 * 256  # pixels to which densities refer
 _DISTRACTORS = 0.5  # per object
 _CROWDS = 0.08  # per unit
 _HIDDEN = 0.35  # share of an object that another one may cover
+_MARGIN = 10  # pixels beyond the picture in which objects may have their centre
 _CELL = 64  # of the grid in which neighbours are looked up, in pixels
 
 
@@ -168,12 +169,13 @@ def _points(
 ) -> list[tuple[float, float, bool]]:
     """`count` positions, spread out or partly in groups of which each 40,000 px has about one."""
     rng = painter.rng
-    points = rng.uniform(0, (width, height), (count, 2))
+    low, high = -_MARGIN, np.array([width + _MARGIN, height + _MARGIN])
+    points = rng.uniform(low, high, (count, 2))
     if rng.random() < 0.6 and count:
         groups = rng.uniform(0, (width, height), (max(1, rng.poisson(width * height / 40_000)), 2))
         chosen = groups[rng.integers(len(groups), size=count)] + rng.normal(0, 30, (count, 2))
         points = np.where(rng.random((count, 1)) < 0.7, chosen, points)
-    inside = ((points >= 0) & (points < (width, height))).all(1)
+    inside = ((points >= low) & (points < high)).all(1)
     points = points[inside]
     wet = painter.wet(points[:, 0], points[:, 1])
     return [(float(x), float(y), bool(w)) for (x, y), w in zip(points, wet, strict=True)]

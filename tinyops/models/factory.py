@@ -116,7 +116,10 @@ def _timm(
         if not Path(str(weights)).is_file():
             raise ValueError(f"weights must be 'imagenet', a file or None, got {weights!r}")
         options["pretrained_cfg_overlay"] = {"file": str(weights)}
-    return TimmBackbone(name, pretrained=weights is not None, **options)
+    try:
+        return TimmBackbone(name, pretrained=weights is not None, **options)
+    except RuntimeError as error:  # of timm, for a name or weights
+        raise ValueError(f"timm cannot make {name!r}: {error}") from error
 
 
 def _share_out(

@@ -147,6 +147,7 @@ def cascade_rcnn(
             pre_nms,
             proposals,
             beta=1 / 9,
+            whole_anchors=True,
         ),
         CascadeRoIHeads(
             RoIPool(neck.strides[:-1]),
@@ -224,6 +225,7 @@ def _rpn(
     pre_nms: Sequence[int],
     proposals: Sequence[int],
     beta: float = 0.0,
+    whole_anchors: bool = False,
 ) -> RegionProposalNetwork:
     draw = WeightedNegativeSampler if weighted_negatives else RandomSampler
     return RegionProposalNetwork(
@@ -233,4 +235,5 @@ def _rpn(
         pre_nms=(pre_nms[0], pre_nms[1]),
         post_nms=(proposals[0], proposals[1]),
         beta=beta,
+        whole_anchors=whole_anchors,
     )

@@ -1,7 +1,7 @@
 """Anchors: the boxes that dense heads predict offsets from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,15 @@ class BatchAnchors:
         """The rows of `boxes` in predictions [N, H*W*A, ...] of every level, as [K, ...]."""
         flat = torch.cat(list(predictions), 1).flatten(0, 1)
         return flat if self.rows is None else flat[self.rows]
+
+    def whole(self, batch: ImageBatch) -> "BatchAnchors":
+        """Those whose boxes do not reach across the border of their image; so `select` selects."""
+        width, height = batch.size_table()[self.image_ids].unbind(1)[::-1]
+        good = (self.boxes[:, :2] >= 0).all(1)
+        good &= (self.boxes[:, 2] < width) & (self.boxes[:, 3] < height)
+        kept = good.nonzero()[:, 0]
+        rows = kept if self.rows is None else self.rows[kept]
+        return replace(self, boxes=self.boxes[kept], image_ids=self.image_ids[kept], rows=rows)
 
 
 class AnchorGenerator(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyops.nn.batch import GroundTruth, ImageBatch
-from tinyops.nn.distributed import mean_over_processes
+from tinyops.nn.distributed import count_over_processes
 from tinyops.ops import attention_targets
 
 
@@ -125,8 +125,7 @@ class AttentionLoss(nn.Module):
         kept = (target != 0) | (background & (scores >= least) & (wanted > 0)[:, None])
         losses = F.binary_cross_entropy_with_logits(x, target.clamp(min=0), reduction="none")
         weights = torch.where(target < 0, self.out_of_scale_weight, 1.0) * kept
-        count = mean_over_processes(kept.sum().float())
-        return (losses * weights).sum() / count.clamp(min=1)
+        return (losses * weights).sum() / count_over_processes(kept.sum(), x)
 
     def _dice(self, x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         counted = positive if self.dice == "positives" else positive | negative

@@ -74,8 +74,8 @@ def collate_images(
         resized.append(image)
     height, width = (-(-max(x.shape[d] for x in resized) // divisor) * divisor for d in (-2, -1))
     pixels = first.new_zeros(len(images), 3, height, width)
-    for image, padded in zip(resized, pixels, strict=True):
-        padded[:, : image.shape[-2], : image.shape[-1]] = (image - offset) * factor
+    for k, image in enumerate(resized):
+        pixels[k, :, : image.shape[-2], : image.shape[-1]] = (image - offset) * factor
     return ImageBatch(pixels, tuple((x.shape[-2], x.shape[-1]) for x in resized))
 
 

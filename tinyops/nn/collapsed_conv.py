@@ -131,13 +131,16 @@ def _pairs(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 class _AddPhases(torch.autograd.Function):
-    """Add the results of `_phases` to the pixels they belong to, in place: one pass over `out`.
+    """Add the results of `_phases` to the pixels they belong to: one pass over `out`, in place.
 
-    Autograd of the same slices in plain torch would copy the full gradient for every slice.
+    Autograd of the same slices in plain torch would copy the full gradient for every slice. Under
+    torch.compile, which has no in-place functions, `out` is copied.
     """
 
     @staticmethod
     def forward(out: Tensor, factor: int, *phases: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            out = out.clone()
         for pixels, phase in _places(out, factor, phases):
             pixels += phase
         return out
@@ -145,7 +148,8 @@ class _AddPhases(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         out, factor, *phases = inputs
-        ctx.mark_dirty(out)
+        if not torch.compiler.is_compiling():
+            ctx.mark_dirty(out)
         ctx.factor = factor
         ctx.shapes = [phase.shape for phase in phases]
 
@@ -157,9 +161,7 @@ class _AddPhases(torch.autograd.Function):
             if grad.is_contiguous(memory_format=torch.channels_last)
             else torch.contiguous_format
         )
-        grads = [
-            grad.new_zeros(()).expand(s).contiguous(memory_format=layout) for s in ctx.shapes
-        ]
+        grads = [grad.new_zeros(()).expand(s).contiguous(memory_format=layout) for s in ctx.shapes]
         for pixels, phase in _places(grad, ctx.factor, grads):
             spread = [d for d, n in enumerate(phase.shape) if n == 1 and pixels.shape[d] > 1]
             phase += pixels.sum(spread, keepdim=True) if spread else pixels

@@ -59,7 +59,7 @@ def best_candidates(
         if anchors.inside is not None:
             logit = logit.masked_fill(~anchors.inside[k][..., None], -torch.inf)
         classes = logit.shape[2]
-        top, index = logit.flatten(1).topk(min(count, logit[0].numel()), dim=1)  # [N, k]
+        top, index = best_of_rows(logit.flatten(1), count)  # [N, k]
         anchor = index // classes
         picked = offset.gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes = decode(picked.flatten(0, 1), anchors.levels[k][anchor.flatten()], stds)
@@ -71,6 +71,17 @@ def best_candidates(
     filled = (boxes[:, 2:] > boxes[:, :2]).all(1)  # False for NaN
     good = (filled & (top > -torch.inf)).nonzero()[:, 0]
     return Candidates(boxes[good], top[good].sigmoid(), label[good], image_ids[good], levels[good])
+
+
+def best_of_rows(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` greatest of every row [N, K], or all, greatest first, and their indices.
+
+    Equal ones come by index, which torch.topk does not promise: blank cells have equal scores. Only
+    which of those that equal the last one are among them is left to torch.topk.
+    """
+    index = x.topk(min(count, x.shape[1]), dim=1).indices.sort(dim=1).values
+    top, order = x.gather(1, index).sort(dim=1, descending=True, stable=True)
+    return top, index.gather(1, order)
 
 
 def init_normal(conv: nn.Module, std: float = 0.01, bias: float = 0.0) -> None:

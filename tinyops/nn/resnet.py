@@ -136,7 +136,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         path: a .safetensors file, or one that torch.load reads with weights_only=True.
 
     Raises:
-        ValueError: for a file that is no state dict, or names that are missing or too many.
+        ValueError: for a file that is no state dict, or names or shapes that do not fit.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -150,11 +150,20 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     state = {name: x for name, x in state.items() if not name.startswith("fc.")}
-    result = model.load_state_dict(state, strict=False)
-    wrong = [("lacks", result.missing_keys), ("has unknown", result.unexpected_keys)]
-    texts = [f"{verb} {len(k)} names such as {k[0]!r}" for verb, k in wrong if k]
-    if texts:
-        raise ValueError(f"weights must fit the backbone, but {source} {' and '.join(texts)}")
+    own = model.state_dict()
+    problems = {
+        "lacks": own.keys() - state.keys(),
+        "has unknown": state.keys() - own.keys(),
+        "has in another shape": {k for k in own.keys() & state if own[k].shape != state[k].shape},
+    }
+    for what, found in problems.items():  # counters of batches are optional
+        names = sorted(name for name in found if not name.endswith(".num_batches_tracked"))
+        if names:
+            raise ValueError(
+                f"weights must fit the backbone, but {source} {what} {names[0]!r} "
+                f"({len(names)} names in all)"
+            )
+    model.load_state_dict(state, strict=False)
 
 
 _PUBLISHED = {"imagenet": "IMAGENET1K_V1", "imagenet_v2": "IMAGENET1K_V2"}

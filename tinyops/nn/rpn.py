@@ -54,6 +54,8 @@ class RegionProposalNetwork(nn.Module):
         post_nms: how many proposals of every image there are at most, likewise.
         nms_threshold: IoU above which the worse of two proposals of one level goes.
         beta: of the smooth L1 loss of the offsets; 0 is L1.
+        whole_anchors: the losses are computed on anchors that do not cross the border of their
+            image only (Cascade R-CNN in mmdet: allowed_border=0).
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class RegionProposalNetwork(nn.Module):
         post_nms: tuple[int, int] = (1000, 1000),
         nms_threshold: float = 0.7,
         beta: float = 0.0,
+        whole_anchors: bool = False,
     ) -> None:
         super().__init__()
         self.anchors = anchors
@@ -78,6 +81,7 @@ class RegionProposalNetwork(nn.Module):
         self.ignore_above = ignore_above
         self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
         self.beta = beta
+        self.whole_anchors = whole_anchors
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(channels, anchors.per_cell, 1)
         self.rpn_reg = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
@@ -122,6 +126,8 @@ class RegionProposalNetwork(nn.Module):
         truth: GroundTruth,
     ) -> dict[str, Tensor]:
         """The losses of `forward`."""
+        if self.whole_anchors:
+            anchors = anchors.whole(batch)
         matches = match_by_overlap(
             anchors.boxes,
             anchors.image_ids,

@@ -55,8 +55,10 @@ class ContextAttention(nn.Module):
                 nn.Conv2d(channels, channels // 4, 1),
             ]
         )
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.context_conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.context_norm = norm_layer(channels)
+        self.relu = nn.ReLU(inplace=True)
         chain = attention == "chain"
         self.down_convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, stride=2 if k else 1, padding=1)
@@ -70,11 +72,11 @@ class ContextAttention(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """[N, channels, h_k, w_k] per level, the finest first, to [N, 1, h_k, w_k] logits."""
         x = self.fuse(levels)
-        mean = F.adaptive_avg_pool2d(x, 1)
         *local, whole = self.branches
-        parts = [F.relu(conv(x)) for conv in local]
-        parts.append(F.relu(whole(mean)).expand_as(parts[0]))
-        x = F.relu(self.context_norm(self.context_conv(torch.cat(parts, 1))))
+        parts = [conv(x) for conv in local]
+        parts.append(whole(self.pool(x)).expand_as(parts[0]))
+        x = F.relu_(torch.cat(parts, 1))
+        x = self.relu(self.context_norm(self.context_conv(x)))
         logits = []
         for k, conv in enumerate(self.attention_convs):
             if self.down_convs:

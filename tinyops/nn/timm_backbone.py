@@ -37,7 +37,7 @@ class TimmBackbone(nn.Module):
         if out_indices is not None:
             options["out_indices"] = tuple(out_indices)
         self.body = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-        info = self.body.feature_info
+        info: Any = self.body.feature_info
         strides, channels = info.reduction(), info.channels()
         keep = [k for k, s in enumerate(strides) if out_indices is not None or 4 <= s <= 32]
         if not keep:
@@ -47,7 +47,7 @@ class TimmBackbone(nn.Module):
         self.keep = tuple(keep)
         self.strides = tuple(strides[k] for k in keep)
         self.channels = tuple(channels[k] for k in keep)
-        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")) == "NHWC"
+        self.channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """[N, 3, H, W] normalised pixels to [N, channels[k], H / strides[k], W / strides[k]]."""
