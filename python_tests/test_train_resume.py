@@ -93,7 +93,8 @@ class StoppedError(Exception):
 
 
 def fitted(folder, stop=None, configuration=None, **options):
-    fit_options = {key: options.pop(key) for key in ("parts", "resume") if key in options}
+    names = ("parts", "resume", "every", "measure")
+    fit_options = {name: options.pop(name) for name in names if name in options}
     training = make_training(steps=14, **options)
     update = training.update
 
@@ -132,6 +133,22 @@ def test_every_kind_of_state_comes_back(tmp_path, options):
     assert same_state(back.model, expected.model)
     assert back.scaler.state_dict() == expected.scaler.state_dict()
     assert (tmp_path / "cut/train.csv").read_text() == (tmp_path / "whole/train.csv").read_text()
+
+
+def test_losses_that_nobody_looked_at_yet_are_logged_before_a_state(tmp_path):
+    fitted(tmp_path / "whole", every=7)
+    fitted(tmp_path / "cut", stop=7, every=7)  # the state is that of step 6
+    assert len((tmp_path / "cut/train.csv").read_text().splitlines()) == 7
+    fitted(tmp_path / "cut", every=7)
+    assert (tmp_path / "cut/train.csv").read_text() == (tmp_path / "whole/train.csv").read_text()
+
+
+def test_the_best_value_comes_back(tmp_path):
+    fitted(tmp_path, stop=4, measure=lambda model: {"ap50_tiny": 0.9})
+    best = (tmp_path / "best.safetensors").read_bytes()
+    training = fitted(tmp_path, measure=lambda model: {"ap50_tiny": 0.3})
+    assert training.best == 0.9
+    assert (tmp_path / "best.safetensors").read_bytes() == best
 
 
 def test_a_complete_training_is_left_alone(tmp_path):

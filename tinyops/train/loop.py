@@ -136,6 +136,7 @@ def fit(
     best: str = "ap50_tiny",
     measure_every: int = 1,
     save_every: int = 500,
+    every: int | None = None,
     resume: bool = True,
     tensorboard: bool = False,
     console: Console | None = None,
@@ -163,6 +164,7 @@ def fit(
         best: the metric by which the best model is chosen, the greater the better.
         measure_every: epochs; the last step is always measured.
         save_every: steps; the state is also written at the end of each epoch.
+        every: steps after which losses are looked at; see `train_one_epoch`.
         resume: go on from last.safetensors if it is there. False: start anew; old files go.
         tensorboard: see `Log`.
         console: for the display.
@@ -222,7 +224,7 @@ def fit(
             end = min(steps, -(-(before + 1) * count // batch))
             own = itertools.islice(batches, (end - training.step) * parts)
             result = train_one_epoch(
-                training, own, parts=parts, on_row=on_row, after_step=after_step
+                training, own, parts=parts, every=every, on_row=on_row, after_step=after_step
             )
             epoch = training.step * batch // count
             due = epoch // measure_every > before // measure_every or training.step == steps
