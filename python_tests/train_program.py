@@ -32,6 +32,9 @@ def measure(model):
     return {"ap50_tiny": round(total % 0.01, 5), "found": sum(gather([sum(found)]))}
 
 
+tinyops._files._sync = lambda path: None  # a killed process loses nothing that it wrote
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 

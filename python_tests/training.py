@@ -14,16 +14,16 @@ class Squares:
     """Grey images with bright squares; every sample is a function of (epoch, index)."""
 
     def __init__(self, count=10, size=SIZE):
-        self.count, self.size, self.epoch = count, size, 0
+        self.count, self.size = count, size
 
     def __len__(self):
         return self.count
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
     def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(1000 * self.epoch + index)
+        return self.sample(index, 0)
+
+    def sample(self, index, epoch):
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
         image = torch.rand(3, self.size, self.size, generator=generator) * 0.2
         boxes = []
         for _ in range(index % 3):
@@ -33,7 +33,7 @@ class Squares:
         return image, {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.ones(len(boxes), dtype=torch.int64),
-            "name": f"{self.epoch}/{index}",
+            "name": f"{epoch}/{index}",
         }
 
 

@@ -98,7 +98,8 @@ def load(
             if name in tensors:  # of a model in half precision, say
                 value.data = value.data.to(tensors[name].dtype)
         model.load_state_dict(tensors)
-        model.categories = None if facts["categories"] is None else tuple(facts["categories"])
+        names = facts["categories"]
+        model.categories = None if names is None else tuple(names)  # type: ignore[assignment]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path}: expected the tensors of {facts.get('name')} with {facts.get('arguments')}, "

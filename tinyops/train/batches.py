@@ -79,11 +79,11 @@ class _Samples(Dataset[Any]):
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
         epoch, index = place
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
         seed = mix(self.seed, epoch, index)
         torch.manual_seed(seed)
         random.seed(seed)
+        if hasattr(self.dataset, "sample"):
+            return self.dataset.sample(index, epoch)
         return self.dataset[index]
 
 
@@ -91,8 +91,8 @@ def make_loader(dataset: Any, order: Order, *, workers: int = 0, pin: bool = Fal
     """Batches (images, targets), two tuples.
 
     Args:
-        dataset: map-style; `dataset[index]` is (image, target). Its `set_epoch(epoch)` is called
-            before every sample, if it has one; torch's and Python's random numbers are then a
+        dataset: map-style; `dataset.sample(index, epoch)`, or where there is no such method
+            `dataset[index]`, is (image, target). torch's and Python's random numbers are then a
             function of (seed, epoch, index), so that it does not matter which worker draws them.
         order: which samples.
         workers: processes that load; 0: this one.

@@ -172,7 +172,7 @@ def fit(
         was complete already.
 
     Raises:
-        ValueError: naming the state and what differs, if it is of another configuration.
+        StateError: naming the state and what differs, if it is of another configuration.
         FloatingPointError: see `train_one_epoch`; the state on disk stays that of before.
     """
     folder = Path(folder)
@@ -231,7 +231,8 @@ def fit(
                 _note(training, result, best, folder, description)
                 if log is not None:
                     log.write("val", {"step": training.step, "epoch": epoch, **result})
-                metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.items())
+                similar = [name for name in result if name.startswith(best.partition("_")[0])]
+                metrics = "  ".join(f"{name} {result[name]:.4g}" for name in similar)
                 display.say(f"epoch {epoch}, step {training.step}  {metrics}")
             save()
     if log is not None:

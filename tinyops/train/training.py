@@ -16,7 +16,11 @@ from tinyops.train.batches import mix
 from tinyops.train.optim import Average, Schedule
 
 Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StateError(ValueError):
+    """A file of `Training.save` that this training cannot go on from."""
 
 
 class Training:
@@ -54,7 +58,7 @@ class Training:
         channels_last: bool = False,
         seed: int = 0,
     ) -> None:
-        if amp != "none" and amp not in _DTYPES:
+        if amp != "none" and amp not in DTYPES:
             raise ValueError(f"amp must be 'none', 'bf16' or 'fp16', got {amp!r}")
         self.device = torch.device(device)
         self.optimizer, self.schedule = optimizer, schedule
@@ -97,7 +101,7 @@ class Training:
                 if k + 1 < len(parts) and isinstance(self.network, DistributedDataParallel):
                     stack.enter_context(self.network.no_sync())
                 with torch.autocast(
-                    self.device.type, _DTYPES.get(self.amp), enabled=self.amp != "none"
+                    self.device.type, DTYPES.get(self.amp), enabled=self.amp != "none"
                 ):
                     losses = self.network(*self._moved(images, targets))
                 if k and losses.keys() != sums.keys():
@@ -159,17 +163,20 @@ class Training:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: naming the file, if it is incomplete, or of another model or configuration,
+            StateError: naming the file, if it is incomplete, or of another model or configuration,
                 and then what differs.
         """
-        _, facts = read_facts(path, [TRAINING])
+        try:
+            _, facts = read_facts(path, [TRAINING])
+        except ValueError as error:
+            raise StateError(str(error)) from error
         model = ("name", "arguments", "categories")
         found = differences(
             {k: facts.get(k) for k in model} | facts["configuration"],
             {k: description.get(k) for k in model} | dict(configuration),
         )
         if found:
-            raise ValueError(f"{path}: expected the same configuration, but {'; '.join(found)}")
+            raise StateError(f"{path}: expected the same configuration, but {'; '.join(found)}")
         _, tensors, _ = read_tensors(path, [TRAINING], self.device)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in tensors.items():
@@ -188,7 +195,7 @@ class Training:
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path}: expected the state of this model: {error}") from error
+            raise StateError(f"{path}: expected the state of this model: {error}") from error
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(facts["scaler"])
         self.step, self.best = facts["step"], facts["best"]
