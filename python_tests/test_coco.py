@@ -194,6 +194,14 @@ def test_samples_depend_on_seed_epoch_and_index_alone(folder):
     assert not all(map(torch.equal, alone, samples(other, 0)))
 
 
+def test_every_sample_draws_its_own_numbers(folder):
+    def draw(image, target):
+        return image, {**target, "drawn": torch.rand(1)}
+
+    tiles = CocoTiles(read(folder), tile=(60, 50), transform=draw)
+    assert len({float(tiles[k][1]["drawn"]) for k in range(len(tiles))}) == len(tiles)
+
+
 def test_decoded_images_are_kept_up_to_a_limit(folder, monkeypatch):
     decoded = []
     decode = dataset_module.decode
