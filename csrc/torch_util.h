@@ -113,6 +113,10 @@ inline Tensor empty_like_sized(const Tensor& like, std::initializer_list<int64_t
                               like.device(), std::nullopt, format);
 }
 
+inline Tensor empty_on(const Tensor& like, ScalarType dtype, std::initializer_list<int64_t> size) {
+  return torch::stable::empty({size.begin(), size.size()}, dtype, std::nullopt, like.device());
+}
+
 // [n] int64 on the CPU. By the shim itself: torch::stable::empty looks its operator up by name,
 // which costs more than all the rest of a call with a few boxes.
 inline Tensor empty_indices(int64_t n) {

@@ -254,9 +254,10 @@ def test_vmap_over_a_batch_of_batches(backend):
         assert torch.equal(batched[k], backend.ops.gated_upsample_add(*[x[k] for x in tensors]))
 
 
+@pytest.mark.parametrize("backend", ["triton", "cuda"], indirect=True)
 def test_cuda_graph_replays(backend):
     if backend.device != "cuda":
-        pytest.skip("CUDA graphs need a GPU")
+        pytest.skip("needs a GPU")
     tensors = make("self", c=8, dtype=torch.float32, device="cuda")
     grad = torch.randn_like(tensors[0])
     forward, backward = backend.ops.gated_upsample_add, backend.ops._gated_upsample_add_backward
@@ -276,9 +277,11 @@ def test_cuda_graph_replays(backend):
         assert torch.equal(a, b)
 
 
+# 10 GB of GPU memory; index arithmetic on the CPU is 64-bit throughout.
+@pytest.mark.parametrize("backend", ["triton", "cuda"], indirect=True)
 def test_more_than_two_to_the_31_elements(backend):
     if backend.device != "cuda":
-        pytest.skip("takes 10 GB of GPU memory; index arithmetic on the CPU is 64-bit throughout")
+        pytest.skip("needs a GPU")
     low = torch.randn(1, 33000, 256, 256, dtype=torch.float16, device="cuda")
     high = torch.randn(1, 33000, 128, 128, dtype=torch.float16, device="cuda")
     out = backend.ops.gated_upsample_add(low, high)

@@ -11,14 +11,15 @@ from backends import ROOT
 # What each layer may import of the package, besides itself, and of others.
 LAYERS = {
     "_lib": (set(), {"torch"}),
+    "_files": (set(), {"torch", "safetensors"}),
     "_triton": (set(), {"torch", "triton"}),
     "ops": ({"_triton"}, {"torch"}),
-    "nn": ({"ops"}, {"torch", "torchvision", "timm"}),
-    "models": ({"ops", "nn"}, {"torch", "torchvision", "safetensors"}),
+    "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
+    "models": ({"_files", "ops", "nn"}, {"torch", "torchvision", "safetensors"}),
     "data": ({"ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
-    "config": (set(), {"yaml"}),
-    "train": ({"ops", "nn", "data", "evaluation"}, {"torch", "safetensors", "rich"}),
+    "config": ({"_files"}, {"yaml"}),
+    "train": ({"_files", "ops", "nn", "data", "evaluation"}, {"torch", "rich"}),
     "cli": (
         {"_eval", "_lib", "ops", "models", "data", "evaluation", "config", "train"},
         {"torch", "tyro", "rich", "yaml"},

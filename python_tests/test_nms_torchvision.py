@@ -7,10 +7,9 @@ import sys
 import box_layouts
 import pytest
 import torch
+import torchvision
 
 from tinyops.ops import nms
-
-torchvision = pytest.importorskip("torchvision", reason="compares with torchvision")
 
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 

@@ -1,5 +1,6 @@
 """What sample_negatives promises besides its sample: boxes, errors, the rest of torch."""
 
+import backends
 import pytest
 import torch
 from helpers import assert_fake_has_real_strides, opcheck
@@ -287,13 +288,12 @@ def test_export_with_dynamic_sizes():
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-def test_cuda_graph_draws_anew_from_a_seed_on_the_gpu(backend):
-    if backend.device != "cuda":
-        pytest.skip("CUDA graphs need a GPU")
+def test_cuda_graph_draws_anew_from_a_seed_on_the_gpu():
+    ops = backends.get("cuda").ops
     tensors, seed = make(5000, device="cuda"), seed_of(1).cuda()
 
     def step():
-        return backend.ops.sample_negatives_padded(*tensors, 600, seed, check=False)
+        return ops.sample_negatives_padded(*tensors, 600, seed, check=False)
 
     step()
     torch.cuda.synchronize()

@@ -70,9 +70,8 @@ def found_and_duplicates(people, boxes, scores):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 def test_crowd_without_duplicates_and_without_losses(backend, seed):
-    if backend.name not in ("cpu", "cuda"):
-        pytest.skip("one kernel for each device will do")
     rng = np.random.default_rng(seed)
     people, windows = crowd(rng), grid(WIDTH, HEIGHT, 640, 512, 30)
     boxes, scores, tiles = detect(people, windows, rng)

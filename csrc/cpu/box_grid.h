@@ -13,62 +13,9 @@
 #include <vector>
 
 #include "../ops/boxes.h"
+#include "groups.h"
 
 namespace tinyops {
-
-// Numbers distinct keys in the order in which they come: an open-addressing hash table.
-template <typename Key>
-class Numbering {
- public:
-  explicit Numbering(int64_t most) {
-    size_t slots = 16;
-    while (slots < 2 * static_cast<size_t>(most)) slots *= 2;
-    slots_.assign(slots, -1);
-  }
-  int32_t size() const { return static_cast<int32_t>(keys_.size()); }
-  const Key& operator[](int32_t number) const { return keys_[number]; }
-  // The number of a key; -1 if it was never added.
-  int32_t find(const Key& key) const { return slots_[slot_of(key)]; }
-  int32_t add(const Key& key) {
-    int32_t& slot = slots_[slot_of(key)];
-    if (slot < 0) {
-      slot = size();
-      keys_.push_back(key);
-    }
-    return slot;
-  }
-
- private:
-  size_t slot_of(const Key& key) const {
-    size_t slot = key.hash() & (slots_.size() - 1);
-    while (slots_[slot] >= 0 && !(keys_[slots_[slot]] == key))
-      slot = (slot + 1) & (slots_.size() - 1);
-    return slot;
-  }
-  std::vector<int32_t> slots_;
-  std::vector<Key> keys_;
-};
-
-inline uint64_t mixed(uint64_t h, int64_t value) {
-  h = (h ^ static_cast<uint64_t>(value)) * 0x9e3779b97f4a7c15u;
-  return h ^ (h >> 32);
-}
-// Two numbers, such as a label and an image.
-struct Pair {
-  int64_t first, second;
-  bool operator==(const Pair&) const = default;
-  uint64_t hash() const { return mixed(mixed(0, first), second); }
-};
-
-// The group of each of n boxes: boxes of different labels or images never meet. Null: all alike.
-inline std::vector<int32_t> groups_of(int64_t n, const int64_t* labels, const int64_t* image_ids) {
-  std::vector<int32_t> groups(n, 0);
-  if (!labels && !image_ids) return groups;
-  Numbering<Pair> numbers(n);
-  for (int64_t k = 0; k < n; ++k)
-    groups[k] = numbers.add({labels ? labels[k] : 0, image_ids ? image_ids[k] : 0});
-  return groups;
-}
 
 template <typename T>
 class BoxGrid {

@@ -11,11 +11,11 @@
 #include <numeric>
 #include <stdexcept>
 #include <tuple>
-#include <unordered_map>
 #include <vector>
 
 #include "greedy_kernels.h"
 #include "greedy_layout.h"
+#include "groups.h"
 
 namespace tinyops::greedy {
 namespace {
@@ -250,8 +250,7 @@ void suppress_in_strips(const Problem<T>& p, const Parallel& parallel, uint8_t* 
   for (int64_t k = 0; k < found; ++k) kept[keep[k]] = 1;
 }
 
-// ---- Groups
-// ---------------------------------------------------------------------------------------
+// ---- Groups -------------------------------------------------------------------------------------
 
 // Positions of `order` sorted by group, and where each group starts.
 struct Groups {
@@ -259,53 +258,16 @@ struct Groups {
   std::vector<int64_t> starts;
 };
 
-// Counts up the groups from 0: directly where ids are dense, else by a hash table.
-template <typename T>
-std::vector<int32_t> group_of_each(const Problem<T>& p, int64_t* groups) {
-  const auto least_and_range = [&](const int64_t* ids) {
-    if (!ids) return std::pair<int64_t, uint64_t>{0, 1};
-    const auto [least, most] = std::minmax_element(ids, ids + p.n);
-    return std::pair{*least, static_cast<uint64_t>(*most) - static_cast<uint64_t>(*least) + 1};
-  };
-  const auto [label, labels] = least_and_range(p.labels);
-  const auto [image, images] = least_and_range(p.image_ids);
-  const auto few = static_cast<uint64_t>(std::min<int64_t>(4 * p.n + 1024, INT32_MAX));
-  std::vector<int32_t> group(p.n);
-  if (labels - 1 < few && images - 1 < few && labels * images <= few) {
-    for (int64_t k = 0; k < p.n; ++k) {
-      const int64_t i = p.image_ids ? p.image_ids[k] - image : 0;
-      const int64_t l = p.labels ? p.labels[k] - label : 0;
-      group[k] = static_cast<int32_t>(i * static_cast<int64_t>(labels) + l);
-    }
-    *groups = static_cast<int64_t>(labels * images);
-    return group;
-  }
-  struct Hash {
-    size_t operator()(const std::pair<int64_t, int64_t>& x) const {
-      const uint64_t mixed = static_cast<uint64_t>(x.first) * 0x9e3779b97f4a7c15 + x.second;
-      return (mixed ^ (mixed >> 32)) * 0xbf58476d1ce4e5b9;
-    }
-  };
-  std::unordered_map<std::pair<int64_t, int64_t>, int32_t, Hash> numbers;
-  for (int64_t k = 0; k < p.n; ++k) {
-    const std::pair id{p.image_ids ? p.image_ids[k] : 0, p.labels ? p.labels[k] : 0};
-    group[k] = numbers.try_emplace(id, static_cast<int32_t>(numbers.size())).first->second;
-  }
-  *groups = static_cast<int64_t>(numbers.size());
-  return group;
-}
-
 template <typename T>
 Groups sort_by_group(const Problem<T>& p) {
-  int64_t groups;
-  const std::vector<int32_t> group = group_of_each(p, &groups);
+  const Grouping groups = groups_of(p.n, p.labels, p.image_ids);
   Groups g;
-  g.starts.resize(groups + 1);
-  for (const int32_t k : group) ++g.starts[k + 1];
+  g.starts.resize(groups.count + 1);
+  for (const int32_t k : groups.of) ++g.starts[k + 1];
   std::partial_sum(g.starts.begin(), g.starts.end(), g.starts.begin());
   g.order = std::make_unique_for_overwrite<int32_t[]>(p.n);
   std::vector<int64_t> end(g.starts.begin(), g.starts.end() - 1);
-  for (int64_t k = 0; k < p.n; ++k) g.order[end[group[p.order[k]]]++] = p.order[k];
+  for (int64_t k = 0; k < p.n; ++k) g.order[end[groups.of[p.order[k]]]++] = p.order[k];
   return g;
 }
 

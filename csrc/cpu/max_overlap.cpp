@@ -14,12 +14,12 @@ std::tuple<Tensor, Tensor> max_overlap_cpu(const Tensor& boxes, const Tensor& ta
                                            const OptionalTensor& target_mask,
                                            const OptionalTensor& image_ids,
                                            const OptionalTensor& target_image_ids, bool check) {
-  check_metadata(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
-  const Inputs in =
-      to_inputs(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
+  const Inputs given{kName, mode, boxes, targets, target_mask, image_ids, target_image_ids};
+  given.check_metadata();
+  const Inputs in = given.dense();
   const int64_t k = boxes.size(0);
-  const Tensor value = empty_on(boxes, {k}, in.boxes.scalar_type());
-  const Tensor index = empty_on(boxes, {k}, ScalarType::Long);
+  const Tensor value = empty_on(boxes, in.boxes.scalar_type(), {k});
+  const Tensor index = empty_on(boxes, ScalarType::Long, {k});
   for_compute_dtype(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const Problem<T> p = in.problem<T>();

@@ -88,7 +88,7 @@ Result<S> run(const Options& o, const Box<T>* boxes, const S* given, int64_t n,
   greedy::rank(alive.data(), static_cast<int64_t>(alive.size()), order.data());
   for (int32_t& k : order) k = ranked[k];
 
-  const std::vector<int32_t> groups = groups_of(n, labels, image_ids);
+  const std::vector<int32_t> groups = groups_of(n, labels, image_ids).of;
   BoxGrid<T> grid(boxes, overlapping, groups.data());
   Queue<S> queue(scores, order);
   Result<S> result;

@@ -9,47 +9,14 @@
 namespace tinyops::stitch_tiles {
 namespace {
 
-// The arguments of an operator, as its schema has them.
-struct Arguments {
-  const Tensor &boxes, &scores, &labels, &tile_ids, &tile_windows, &image_sizes;
-  const OptionalTensor& tile_images;
-  double iou_threshold, ios_threshold, edge;
-  bool class_agnostic, check_values;
-
-  Options checked() const {
-    return check_arguments(boxes, scores, labels, tile_ids, tile_windows, image_sizes, tile_images,
-                           iou_threshold, ios_threshold, edge, class_agnostic);
-  }
-};
-
-Tensor as_dtype(const Tensor& t, ScalarType dtype) {
-  return to_contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
-}
-
 void check_ids_cpu(const char* name, const int64_t* ids, int64_t n, int64_t count) {
   for (int64_t k = 0; k < n; ++k)
     if (ids[k] < 0 || ids[k] >= count) refuse_id(name, ids[k], k, count);
 }
 
-// The dense tensors of one call.
 template <typename T>
-struct Inputs {
-  static constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  Tensor boxes, scores, labels, tile_ids, windows, sizes;
-  OptionalTensor tile_images;
-
-  explicit Inputs(const Arguments& a)
-      : boxes(to_compute(a.boxes)),
-        scores(to_compute(a.scores)),
-        labels(to_contiguous(a.labels)),
-        tile_ids(to_contiguous(a.tile_ids)),
-        windows(as_dtype(a.tile_windows, kType)),
-        sizes(as_dtype(a.image_sizes, kType)),
-        tile_images(to_contiguous(a.tile_images)) {}
-
-  int64_t n() const { return boxes.size(0); }
-  int64_t tiles() const { return windows.size(0); }
-  int64_t images() const { return sizes.size(0); }
+struct TypedInputs : Inputs {
+  using Inputs::Inputs;
 
   void check_values() const {
     check_box_values_cpu(kOp, "boxes", data<Box<T>>(boxes), n());
@@ -117,7 +84,7 @@ int64_t suppress(const Placed<T>& p, const Options& o, const int32_t* order, int
 // Fills keep with at most `most` indices; returns how many.
 int64_t run(const Arguments& a, const Options& o, int64_t* keep, int64_t most) {
   return for_compute_dtype(a.boxes.scalar_type(), [&](auto zero) -> int64_t {
-    const Inputs<decltype(zero)> inputs(a);
+    const TypedInputs<decltype(zero)> inputs(a);
     if (a.check_values) inputs.check_values();
     if (inputs.n() == 0) return 0;
     const auto placed = inputs.place(o);
@@ -173,7 +140,7 @@ std::tuple<Tensor, Tensor> stitch_tiles_padded_cpu(
                     tile_windows,  image_sizes, tile_images,    iou_threshold,
                     ios_threshold, edge,        class_agnostic, check_values};
   const Options o = a.checked();
-  check_max_outputs(max_outputs);
+  check_max_outputs(kOp, max_outputs);
   const Tensor keep = torch::stable::empty(std::array{max_outputs}, ScalarType::Long);
   const Tensor count = torch::stable::empty(std::initializer_list<int64_t>{}, ScalarType::Long);
   auto* const out = mutable_data<int64_t>(keep);
@@ -194,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stitch_tiles_union_cpu(
   const Options o = a.checked();
   return for_compute_dtype(boxes.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Inputs<T> inputs(a);
+    const TypedInputs<T> inputs(a);
     if (check_values) inputs.check_values();
     Union<T> result;
     if (inputs.n() > 0) {
@@ -204,7 +171,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stitch_tiles_union_cpu(
       result = unite(placed, o, order.get(), keep_whole(placed, o, order.get(), whole));
     }
     const auto kept = static_cast<int64_t>(result.keep.size());
-    const Tensor out_boxes = torch::stable::empty(std::array{kept, int64_t{4}}, Inputs<T>::kType);
+    const Tensor out_boxes =
+        torch::stable::empty(std::array{kept, int64_t{4}}, inputs.boxes.scalar_type());
     const Tensor out_scores = torch::stable::empty(std::array{kept}, scores.scalar_type());
     const Tensor out_labels = torch::stable::empty(std::array{kept}, ScalarType::Long);
     const Tensor out_keep = torch::stable::empty(std::array{kept}, ScalarType::Long);

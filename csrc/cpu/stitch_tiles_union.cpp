@@ -222,7 +222,7 @@ Union<T> settle(const std::vector<Entry<T>>& entries, size_t decided, const Opti
 template <typename T>
 Union<T> unite(const Placed<T>& p, const Options& o, const int32_t* order,
                std::vector<int64_t> kept_whole) {
-  const std::vector<int32_t> groups = groups_of(p.n, p.labels, p.images.get());
+  const std::vector<int32_t> groups = groups_of(p.n, p.labels, p.images.get()).of;
   const std::vector<int32_t> pieces = find_pieces(p, o, order, kept_whole, groups);
   Components components(pieces, p.tiles.get());
   for (const Link& link : find_links(p, o, pieces, groups)) components.join(link.a, link.b);

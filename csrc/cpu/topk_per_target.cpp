@@ -133,18 +133,12 @@ void assign(const Plan<T>& plan, const Lists<T>& lists, T min_value, int64_t box
   });
 }
 
-constexpr char kName[] = "topk_per_target", kTiesName[] = "topk_per_target_ties";
-
-struct Outputs {
-  Tensor value, index, assigned;
-};
-
 // min_value: null without `assigned`.
-Outputs run(const Inputs& in, int64_t k, bool check, const double* min_value) {
+Outputs run(const Inputs& given, int64_t k, bool check, const double* min_value) {
+  check_arguments(given, k, min_value);
+  const Inputs in = given.dense();
   const int64_t boxes = in.boxes.size(0), targets = in.targets.size(0);
-  const Outputs out{empty_on(in.boxes, {targets, k}, in.boxes.scalar_type()),
-                    empty_on(in.boxes, {targets, k}, ScalarType::Long),
-                    empty_on(in.boxes, {min_value ? boxes : 0}, ScalarType::Long)};
+  const Outputs out(in, k, min_value != nullptr);
   for_compute_dtype(in.boxes.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const Problem<T> p = in.problem<T>();
@@ -175,11 +169,8 @@ std::tuple<Tensor, Tensor> topk_per_target_cpu(const Tensor& boxes, const Tensor
                                                const OptionalTensor& target_mask,
                                                const OptionalTensor& image_ids,
                                                const OptionalTensor& target_image_ids, bool check) {
-  check_metadata(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
-  check_k(kName, k);
-  const Outputs out =
-      run(to_inputs(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
-          check, nullptr);
+  const Outputs out = run({kName, mode, boxes, targets, target_mask, image_ids, target_image_ids},
+                          k, check, nullptr);
   return {out.value, out.index};
 }
 
@@ -187,12 +178,9 @@ std::tuple<Tensor, Tensor, Tensor> topk_per_target_ties_cpu(
     const Tensor& boxes, const Tensor& targets, int64_t k, int64_t mode, double min_value,
     const OptionalTensor& target_mask, const OptionalTensor& image_ids,
     const OptionalTensor& target_image_ids, bool check) {
-  check_metadata(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
-  check_k(kTiesName, k);
-  check_min_value(kTiesName, min_value);
   const Outputs out =
-      run(to_inputs(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
-          check, &min_value);
+      run({kTiesName, mode, boxes, targets, target_mask, image_ids, target_image_ids}, k, check,
+          &min_value);
   return {out.value, out.index, out.assigned};
 }
 

@@ -21,8 +21,7 @@ void check_canvas(const Problem& p) {
 
 void check_images(const Tensor& image_ids, int64_t images, cudaStream_t stream) {
   if (image_ids.numel() == 0) return;
-  const Tensor found = torch::stable::empty(std::array<int64_t, 1>{1}, ScalarType::Long,
-                                            std::nullopt, image_ids.device());
+  const Tensor found = empty_on(image_ids, ScalarType::Long, {1});
   auto* const result = mutable_data<unsigned long long>(found);
   const auto fetch = [&](void* to, const void* from) {
     check_cuda(cudaMemcpyAsync(to, from, sizeof(int64_t), cudaMemcpyDeviceToHost, stream), kName);
@@ -79,8 +78,7 @@ std::vector<Tensor> attention_targets_cuda(const Tensor& boxes, const Tensor& im
   const std::vector<Tensor> maps = allocate(p, boxes);
   Canvases canvases;
   const int64_t words = cut(p, maps, nullptr, &canvases);
-  const Tensor scratch =
-      torch::stable::empty(std::array{words}, ScalarType::Int, std::nullopt, boxes.device());
+  const Tensor scratch = empty_on(boxes, ScalarType::Int, {words});
   auto* const memory = mutable_data<uint32_t>(scratch);
   cut(p, maps, memory, &canvases);
   check_cuda(cudaMemsetAsync(memory, 0, static_cast<size_t>(words) * sizeof(*memory), stream),

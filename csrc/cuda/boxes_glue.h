@@ -22,8 +22,7 @@ class ValueChecks {
   void ask() {
     if (items_.empty()) return;
     const int64_t count = static_cast<int64_t>(items_.size());
-    const Tensor found = torch::stable::empty(std::array{count}, ScalarType::Long, std::nullopt,
-                                              items_[0].tensor.device());
+    const Tensor found = empty_on(items_[0].tensor, ScalarType::Long, {count});
     auto* result = mutable_data<unsigned long long>(found);
     check_cuda(cudaMemsetAsync(result, 0xff, count * sizeof(*result), stream_), op_);
     for (const Item& item : items_) run(item, result++);

@@ -64,9 +64,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_upsample_add_backward_cuda(
     using T = decltype(zero);
     const BackwardArgs<T> args = t.args<T>();
     const Tensor products =
-        torch::stable::empty(std::array{backward_scratch(p, args)},
-                             std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float,
-                             std::nullopt, grad.device());
+        empty_on(grad, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float,
+                 {backward_scratch(p, args)});
     check_cuda(backward_cuda<T>(p, args, mutable_data<acc_t<T>>(products), stream),
                "_gated_upsample_add_backward");
   });

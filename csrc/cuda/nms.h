@@ -10,9 +10,6 @@
 
 namespace tinyops {
 
-inline Tensor empty_on(const Tensor& like, ScalarType dtype, std::initializer_list<int64_t> size) {
-  return torch::stable::empty({size.begin(), size.size()}, dtype, std::nullopt, like.device());
-}
 inline Tensor scratch_on(const Tensor& like, int64_t bytes) {
   return empty_on(like, ScalarType::Byte, {bytes});
 }

@@ -26,8 +26,8 @@ struct Sample {
 Sample allocate(const Tensor& like, int64_t n, int64_t most) {
   const int64_t sorted = sort_size(most);
   constexpr int64_t kState = (sizeof(State) + 7) / 8;
-  const Tensor memory = torch::stable::empty(std::array{kState + n + sorted + ceil_div(sorted, 2)},
-                                             ScalarType::Long, std::nullopt, like.device());
+  const Tensor memory =
+      empty_on(like, ScalarType::Long, {kState + n + sorted + ceil_div(sorted, 2)});
   auto* const words = mutable_data<unsigned long long>(memory);
   auto* const times = words + kState;
   return {memory,
@@ -92,17 +92,13 @@ int64_t size_of(const char* op, const Sample& sample, const OptionalTensor& scor
   return head.taken;
 }
 
-Tensor empty_indices(const Tensor& like, int64_t size) {
-  return torch::stable::empty(std::array{size}, ScalarType::Long, std::nullopt, like.device());
-}
-
 // The sample alone: its length is asked of the GPU.
 Tensor whole(const char* op, const OptionalTensor& scores, const Tensor& overlaps,
              const Tensor& candidates, const Tensor& seed, const Options& options,
              bool check_values) {
   const Sample sample = draw(op, scores, overlaps, candidates, seed, options);
   const int64_t size = size_of(op, sample, scores, overlaps, check_values);
-  const Tensor indices = empty_indices(overlaps, size);
+  const Tensor indices = empty_on(overlaps, ScalarType::Long, {size});
   check_cuda(finish_cuda(sample.scratch, size, mutable_data<int64_t>(indices), nullptr,
                          current_stream(overlaps)),
              op);
@@ -126,8 +122,8 @@ std::tuple<Tensor, Tensor> sample_negatives_padded_cuda(
   const DeviceGuard guard(scores);
   const Sample sample = draw(kPadded, scores, overlaps, candidates, seed, options);
   if (check_values) size_of(kPadded, sample, scores, overlaps, true);
-  const Tensor indices = empty_indices(scores, num_samples);
-  const Tensor count = torch::stable::empty({}, ScalarType::Long, std::nullopt, scores.device());
+  const Tensor indices = empty_on(scores, ScalarType::Long, {num_samples});
+  const Tensor count = empty_on(scores, ScalarType::Long, {});
   check_cuda(finish_cuda(sample.scratch, num_samples, mutable_data<int64_t>(indices),
                          mutable_data<int64_t>(count), current_stream(scores)),
              kPadded);

@@ -7,36 +7,8 @@
 namespace tinyops::stitch_tiles {
 namespace {
 
-// The arguments of an operator, as its schema has them.
-struct Arguments {
-  const Tensor &boxes, &scores, &labels, &tile_ids, &tile_windows, &image_sizes;
-  const OptionalTensor& tile_images;
-  double iou_threshold, ios_threshold, edge;
-  bool class_agnostic, check_values;
-
-  Options checked() const {
-    return check_arguments(boxes, scores, labels, tile_ids, tile_windows, image_sizes, tile_images,
-                           iou_threshold, ios_threshold, edge, class_agnostic);
-  }
-};
-
-// The dense tensors of one call.
-struct Inputs {
-  Tensor boxes, scores, labels, tile_ids, windows, sizes;
-  OptionalTensor tile_images;
-
-  explicit Inputs(const Arguments& a)
-      : boxes(to_compute(a.boxes)),
-        scores(to_compute(a.scores)),
-        labels(to_contiguous(a.labels)),
-        tile_ids(to_contiguous(a.tile_ids)),
-        windows(as_boxes(a.tile_windows)),
-        sizes(as_boxes(a.image_sizes)),
-        tile_images(to_contiguous(a.tile_images)) {}
-
-  int64_t n() const { return boxes.size(0); }
-  int64_t tiles() const { return windows.size(0); }
-  int64_t images() const { return sizes.size(0); }
+struct CheckedInputs : Inputs {
+  using Inputs::Inputs;
 
   void check_values(cudaStream_t stream) const {
     ValueChecks checks(kOp, stream);
@@ -48,11 +20,6 @@ struct Inputs {
   }
 
  private:
-  Tensor as_boxes(const Tensor& t) const {
-    const ScalarType dtype = boxes.scalar_type();
-    return to_contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
-  }
-
   // A second synchronisation of the host, for what only this operator has.
   void check_tables(cudaStream_t stream) const {
     const Tensor found = empty_on(boxes, ScalarType::Long, {3});
@@ -165,7 +132,7 @@ Tensor stitch_tiles_cuda(const Tensor& boxes, const Tensor& scores, const Tensor
   const Options o = a.checked();
   const DeviceGuard guard(boxes);
   const cudaStream_t stream = current_stream(boxes);
-  const Inputs in(a);
+  const CheckedInputs in(a);
   if (check_values) in.check_values(stream);
   if (in.n() == 0) return empty_on(boxes, ScalarType::Long, {0});
   std::optional<Tensor> keep;
@@ -184,10 +151,10 @@ std::tuple<Tensor, Tensor> stitch_tiles_padded_cuda(
                     tile_windows,  image_sizes, tile_images,    iou_threshold,
                     ios_threshold, edge,        class_agnostic, check_values};
   const Options o = a.checked();
-  check_max_outputs(max_outputs);
+  check_max_outputs(kOp, max_outputs);
   const DeviceGuard guard(boxes);
   const cudaStream_t stream = current_stream(boxes);
-  const Inputs in(a);
+  const CheckedInputs in(a);
   if (check_values) in.check_values(stream);
   const Padded padded(kOp, boxes, max_outputs, stream);
   if (in.n() > 0)

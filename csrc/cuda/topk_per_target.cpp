@@ -14,14 +14,11 @@ namespace {
 
 using namespace max_overlap;
 
-constexpr char kName[] = "topk_per_target", kTiesName[] = "topk_per_target_ties";
-
-struct Outputs {
-  Tensor value, index, assigned;
-};
-
 // min_value: null without `assigned`.
-Outputs run(const Inputs& in, int64_t k, bool check, const double* min_value) {
+Outputs run(const Inputs& given, int64_t k, bool check, const double* min_value) {
+  check_arguments(given, k, min_value);
+  const DeviceGuard guard(given.boxes);
+  const Inputs in = given.dense();
   const cudaStream_t stream = current_stream(in.boxes);
   if (check) {
     ValueChecks checks(in.op, stream);
@@ -31,13 +28,11 @@ Outputs run(const Inputs& in, int64_t k, bool check, const double* min_value) {
   }
   const int64_t boxes = in.boxes.size(0), targets = in.targets.size(0);
   const ScalarType dtype = in.boxes.scalar_type();
-  const Outputs out{empty_on(in.boxes, {targets, k}, dtype),
-                    empty_on(in.boxes, {targets, k}, ScalarType::Long),
-                    empty_on(in.boxes, {min_value ? boxes : 0}, ScalarType::Long)};
+  const Outputs out(in, k, min_value != nullptr);
   const int64_t scratch = 2 * targets * std::min(k, boxes);
-  const Tensor keys = empty_on(in.boxes, {scratch}, dtype);
-  const Tensor lists = empty_on(in.boxes, {scratch}, ScalarType::Int);
-  const Tensor cut = empty_on(in.boxes, {min_value ? targets : 0}, dtype);
+  const Tensor keys = empty_on(in.boxes, dtype, {scratch});
+  const Tensor lists = empty_on(in.boxes, ScalarType::Int, {scratch});
+  const Tensor cut = empty_on(in.boxes, dtype, {min_value ? targets : 0});
   for_compute_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     const Problem<T> p = in.problem<T>();
@@ -60,12 +55,8 @@ std::tuple<Tensor, Tensor> topk_per_target_cuda(const Tensor& boxes, const Tenso
                                                 const OptionalTensor& image_ids,
                                                 const OptionalTensor& target_image_ids,
                                                 bool check) {
-  check_metadata(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
-  check_k(kName, k);
-  const DeviceGuard guard(boxes);
-  const Outputs out =
-      run(to_inputs(kName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
-          check, nullptr);
+  const Outputs out = run({kName, mode, boxes, targets, target_mask, image_ids, target_image_ids},
+                          k, check, nullptr);
   return {out.value, out.index};
 }
 
@@ -73,13 +64,9 @@ std::tuple<Tensor, Tensor, Tensor> topk_per_target_ties_cuda(
     const Tensor& boxes, const Tensor& targets, int64_t k, int64_t mode, double min_value,
     const OptionalTensor& target_mask, const OptionalTensor& image_ids,
     const OptionalTensor& target_image_ids, bool check) {
-  check_metadata(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids);
-  check_k(kTiesName, k);
-  check_min_value(kTiesName, min_value);
-  const DeviceGuard guard(boxes);
   const Outputs out =
-      run(to_inputs(kTiesName, boxes, targets, mode, target_mask, image_ids, target_image_ids), k,
-          check, &min_value);
+      run({kTiesName, mode, boxes, targets, target_mask, image_ids, target_image_ids}, k, check,
+          &min_value);
   return {out.value, out.index, out.assigned};
 }
 

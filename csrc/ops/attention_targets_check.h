@@ -52,9 +52,7 @@ inline Problem check_arguments(const Tensor& boxes, const Tensor& image_ids, int
 inline std::vector<Tensor> allocate(const Problem& p, const Tensor& like) {
   std::vector<Tensor> maps;
   for (const Level& level : p.levels)
-    maps.push_back(
-        torch::stable::empty(std::array<int64_t, 4>{p.images, 1, level.y.out, level.x.out},
-                             ScalarType::Float, std::nullopt, like.device()));
+    maps.push_back(empty_on(like, ScalarType::Float, {p.images, 1, level.y.out, level.x.out}));
   return maps;
 }
 

@@ -10,13 +10,14 @@ namespace tinyops {
 inline ScalarType compute_dtype(ScalarType t) {
   return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
-inline Tensor to_compute(const Tensor& t) {
-  const ScalarType dtype = compute_dtype(t.scalar_type());
-  const Tensor same = t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-  return same.is_contiguous() ? same : torch::stable::contiguous(same);
-}
 inline Tensor to_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+inline Tensor to_dtype(const Tensor& t, ScalarType dtype) {
+  return to_contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
+}
+inline Tensor to_compute(const Tensor& t) {
+  return to_dtype(t, compute_dtype(t.scalar_type()));
 }
 inline OptionalTensor to_contiguous(const OptionalTensor& t) {
   return t ? OptionalTensor(to_contiguous(*t)) : std::nullopt;
@@ -38,6 +39,15 @@ inline int64_t check_boxes(const char* op, const char* name, const Tensor& boxes
   check(boxes.size(0) < (int64_t{1} << 31), op, ": ", name, " must have fewer than 2^31 rows, got ",
         boxes.size(0));
   return boxes.size(0);
+}
+
+// [M, 4], on the device and of the dtype of the boxes.
+inline void check_targets(const char* op, const Tensor& targets, const Tensor& boxes) {
+  check_boxes(op, "targets", targets);
+  check(targets.device() == boxes.device(), op, ": targets must be on ", device_text(boxes),
+        " like boxes, got ", device_text(targets));
+  check(targets.scalar_type() == boxes.scalar_type(), op, ": targets must be ",
+        dtype_text(boxes.scalar_type()), " like boxes, got ", dtype_text(targets.scalar_type()));
 }
 
 // One value per box, on the device of the boxes.
@@ -68,6 +78,10 @@ inline void check_ids(const char* op, const char* name, const OptionalTensor& id
 // Not `<` and `>`: NaN must fail.
 inline void check_fraction(const char* op, const char* name, double x) {
   check(x >= 0 && x <= 1, op, ": ", name, " must be in [0, 1], got ", x);
+}
+
+inline void check_max_outputs(const char* op, int64_t max_outputs) {
+  check(max_outputs >= 0, op, ": max_outputs must be at least 0, got ", max_outputs);
 }
 
 // ---- Values: what the kernels found, said in words ---------------------------------------------

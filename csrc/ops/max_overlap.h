@@ -9,10 +9,11 @@
 // Nothing here is left to a mathematical library, so keys and overlaps have the same bits on every
 // device.
 #pragma once
+#include <cmath>
 #include <type_traits>
 
 #include "boxes.h"
-#include "max_overlap_math.h"
+#include "exact_math.h"
 
 namespace tinyops::max_overlap {
 
@@ -65,7 +66,7 @@ TINYOPS_HD Side<T> side_of(const Box<T>& box) {
     const T x = T(0.5) * (box.x1 + box.x2), y = T(0.5) * (box.y1 + box.y2);
     if constexpr (kMode == Mode::kRfdKl) {
       const T log_area =
-          static_cast<T>(natural_log(static_cast<double>(w) * static_cast<double>(h)));
+          static_cast<T>(exact::log(static_cast<double>(w) * static_cast<double>(h)));
       if constexpr (kTarget) return {x, y, T(1) / w, T(1) / h, log_area};
       return {x, y, w, h, log_area};
     }
@@ -129,7 +130,7 @@ TINYOPS_HD V key(const Side<V>& box, const Side<V>& target) {
 template <typename T>
 TINYOPS_HD T value_of_key(Mode mode, T key) {
   if (mode != Mode::kNwd) return key;
-  return static_cast<T>(exp_minus(sqrt(static_cast<double>(-key)) / kNwdConstant));
+  return static_cast<T>(exact::exp_minus(sqrt(static_cast<double>(-key)) / kNwdConstant));
 }
 
 // Calls f with the mode as a compile-time constant.

@@ -7,63 +7,48 @@
 
 namespace tinyops::max_overlap {
 
-// The tensors of a call, contiguous and of a compute type.
+// What the operators have in common.
 struct Inputs {
   const char* op;
-  Mode mode;
+  int64_t mode;
   Tensor boxes, targets;
   OptionalTensor target_mask, image_ids, target_image_ids;
 
+  void check_metadata() const {
+    check_boxes(op, "boxes", boxes);
+    check_targets(op, targets, boxes);
+    check(mode >= 0 && mode < kModes, op, ": mode must be in [0, ", kModes, "), got ", mode);
+    if (target_mask) {
+      check_per_box(op, "target_mask", *target_mask, "targets", targets);
+      check(target_mask->scalar_type() == ScalarType::Bool, op, ": target_mask must be bool, got ",
+            dtype_text(target_mask->scalar_type()));
+    }
+    check(image_ids.has_value() == target_image_ids.has_value(), op,
+          ": image_ids and target_image_ids must come together, got ",
+          image_ids ? "image_ids" : "target_image_ids", " alone");
+    check_ids(op, "image_ids", image_ids, "boxes", boxes);
+    check_ids(op, "target_image_ids", target_image_ids, "targets", targets);
+  }
+
+  // After check_metadata: all contiguous, boxes and targets of a compute type.
+  Inputs dense() const {
+    return {op,
+            mode,
+            to_compute(boxes),
+            to_compute(targets),
+            to_contiguous(target_mask),
+            to_contiguous(image_ids),
+            to_contiguous(target_image_ids)};
+  }
+
+  // Of dense tensors.
   template <typename T>
   Problem<T> problem() const {
-    return {mode,
-            boxes.size(0),
-            targets.size(0),
-            data<Box<T>>(boxes),
-            data<Box<T>>(targets),
-            data<bool>(target_mask),
-            data<int64_t>(image_ids),
-            data<int64_t>(target_image_ids)};
+    return {static_cast<Mode>(mode),  boxes.size(0),
+            targets.size(0),          data<Box<T>>(boxes),
+            data<Box<T>>(targets),    data<bool>(target_mask),
+            data<int64_t>(image_ids), data<int64_t>(target_image_ids)};
   }
 };
-
-inline void check_metadata(const char* op, const Tensor& boxes, const Tensor& targets, int64_t mode,
-                           const OptionalTensor& target_mask, const OptionalTensor& image_ids,
-                           const OptionalTensor& target_image_ids) {
-  check_boxes(op, "boxes", boxes);
-  check_boxes(op, "targets", targets);
-  check(targets.device() == boxes.device(), op, ": targets must be on ", device_text(boxes),
-        " like boxes, got ", device_text(targets));
-  check(targets.scalar_type() == boxes.scalar_type(), op, ": targets must be ",
-        dtype_text(boxes.scalar_type()), " like boxes, got ", dtype_text(targets.scalar_type()));
-  check(mode >= 0 && mode < kModes, op, ": mode must be in [0, ", kModes, "), got ", mode);
-  if (target_mask) {
-    check_per_box(op, "target_mask", *target_mask, "targets", targets);
-    check(target_mask->scalar_type() == ScalarType::Bool, op, ": target_mask must be bool, got ",
-          dtype_text(target_mask->scalar_type()));
-  }
-  check(image_ids.has_value() == target_image_ids.has_value(), op,
-        ": image_ids and target_image_ids must come together, got ",
-        image_ids ? "image_ids" : "target_image_ids", " alone");
-  check_ids(op, "image_ids", image_ids, "boxes", boxes);
-  check_ids(op, "target_image_ids", target_image_ids, "targets", targets);
-}
-
-// After check_metadata.
-inline Inputs to_inputs(const char* op, const Tensor& boxes, const Tensor& targets, int64_t mode,
-                        const OptionalTensor& target_mask, const OptionalTensor& image_ids,
-                        const OptionalTensor& target_image_ids) {
-  return {op,
-          static_cast<Mode>(mode),
-          to_compute(boxes),
-          to_compute(targets),
-          to_contiguous(target_mask),
-          to_contiguous(image_ids),
-          to_contiguous(target_image_ids)};
-}
-
-inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype) {
-  return torch::stable::empty({size.begin(), size.size()}, dtype, std::nullopt, like.device());
-}
 
 }  // namespace tinyops::max_overlap

@@ -20,8 +20,4 @@ inline int64_t check_nms(const char* op, const Tensor& boxes, const Tensor& scor
   return n;
 }
 
-inline void check_max_outputs(const char* op, int64_t max_outputs) {
-  check(max_outputs >= 0, op, ": max_outputs must be at least 0, got ", max_outputs);
-}
-
 }  // namespace tinyops

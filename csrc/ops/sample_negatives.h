@@ -49,10 +49,9 @@ TINYOPS_HD double from_ordered(uint64_t u) {
 // sorted by it are a draw without replacement (Efraimidis and Spirakis, IPL 97, 2006). The
 // logarithm, because rates of any logit fit into it. A logit that is NaN counts as -inf: drawn
 // last.
-constexpr uint64_t kInfinity = 0x7FF0000000000000ull;
 TINYOPS_HD uint64_t arrival(uint32_t high, uint32_t low, double logit) {
   const double log_time = exact::log(exact::exponential(uint64_t{high} << 32 | low));
-  return to_ordered(logit == logit ? log_time - logit : exact::double_of(kInfinity));
+  return to_ordered(logit == logit ? log_time - logit : exact::double_of(exact::kInfinity));
 }
 
 }  // namespace tinyops::sample_negatives

@@ -67,11 +67,7 @@ inline int64_t check_from_boxes(const char* op, const Tensor& boxes, const Tenso
                                 const OptionalTensor& scores, const Tensor& candidates,
                                 const Tensor& seed, int64_t mode, const Options& o) {
   const int64_t k = check_boxes(op, "boxes", boxes);
-  check_boxes(op, "targets", targets);
-  check(targets.device() == boxes.device(), op, ": targets must be on ", device_text(boxes),
-        " like boxes, got ", device_text(targets));
-  check(targets.scalar_type() == boxes.scalar_type(), op, ": targets must be ",
-        dtype_text(boxes.scalar_type()), " like boxes, got ", dtype_text(targets.scalar_type()));
+  check_targets(op, targets, boxes);
   if (scores) check_scores(op, "scores", *scores, "boxes", boxes);
   check_candidates(op, candidates, "boxes", boxes);
   check_seed(op, seed, "boxes", boxes);
@@ -84,9 +80,6 @@ inline int64_t check_from_boxes(const char* op, const Tensor& boxes, const Tenso
 inline ScalarType common_dtype(const Tensor& a, const Tensor& b) {
   const bool wide = a.scalar_type() == ScalarType::Double || b.scalar_type() == ScalarType::Double;
   return wide ? ScalarType::Double : ScalarType::Float;
-}
-inline Tensor to_dtype(const Tensor& t, ScalarType dtype) {
-  return to_contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 
 [[noreturn]] inline void refuse_value(const char* op, const char* name, double value,

@@ -1,9 +1,8 @@
 // Soft-NMS (Bodla et al. 2017): how much a kept box takes from the score of one that it overlaps.
 // CPU and CUDA kernels share this arithmetic, so that scores have the same bits on both.
 #pragma once
-#include <cstring>
-
 #include "boxes.h"
+#include "exact_math.h"
 
 namespace tinyops::soft_nms {
 
@@ -26,34 +25,6 @@ TINYOPS_HD T iou(const Box<T>& a, const Box<T>& b) {
   return both / (area(a) + area(b) - both);
 }
 
-// exp(x) for x <= 0 to about one unit in the last place; 0 below e^-708, where results would be
-// denormal. Not the exp of <cmath>: that has other bits in every C library and on the GPU.
-TINYOPS_HD double exp_of_negative(double x) {
-  if (!(x > -708.0)) return 0.0;
-  const int power = static_cast<int>(x * 1.4426950408889634 - 0.5);  // nearest, as x <= 0
-  // ln 2 in two parts; the first has 32 bits, so that its product with `power` is exact.
-  const double r = (x - power * 6.93147180369123816490e-01) - power * 1.90821492927058770002e-10;
-  // The Taylor series to r^13 for |r| <= ln(2) / 2: the next term is below 2^-57.
-  double sum = 1.0 / 6227020800.0;
-  sum = sum * r + 1.0 / 479001600.0;
-  sum = sum * r + 1.0 / 39916800.0;
-  sum = sum * r + 1.0 / 3628800.0;
-  sum = sum * r + 1.0 / 362880.0;
-  sum = sum * r + 1.0 / 40320.0;
-  sum = sum * r + 1.0 / 5040.0;
-  sum = sum * r + 1.0 / 720.0;
-  sum = sum * r + 1.0 / 120.0;
-  sum = sum * r + 1.0 / 24.0;
-  sum = sum * r + 1.0 / 6.0;
-  sum = sum * r + 0.5;
-  sum = sum * r + 1.0;
-  sum = sum * r + 1.0;
-  const int64_t bits = static_cast<int64_t>(power + 1023) << 52;
-  double scale;
-  memcpy(&scale, &bits, sizeof(scale));
-  return sum * scale;
-}
-
 // Whether a kept box with this overlap takes from the score at all.
 template <typename T>
 TINYOPS_HD bool decays(T overlap, const Options& o) {
@@ -65,7 +36,7 @@ template <typename S, typename T>
 TINYOPS_HD S factor(T overlap, const Options& o) {
   const double x = static_cast<double>(overlap);
   if (o.method == Method::kLinear) return static_cast<S>(1.0 - x);
-  return static_cast<S>(exp_of_negative(-(x * x) / o.sigma));
+  return static_cast<S>(exact::exp_minus(x * x / o.sigma));
 }
 
 // score * factor; an infinite score does not become NaN where the factor is 0.

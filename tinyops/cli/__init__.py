@@ -11,6 +11,7 @@ from tinyops.cli import info
 # The module is imported when its command is used.
 COMMANDS = {
     "data": ("tinyops.cli.data", "Make data sets."),
+    "train": ("tinyops.cli.train", "Train a detector."),
 }
 
 

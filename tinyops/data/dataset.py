@@ -92,6 +92,10 @@ class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.sample(index, int(self._epoch))
+
+    def sample(self, index: int, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """A sample of any epoch, whatever `set_epoch` says; for loaders that run across epochs."""
         if not 0 <= index < len(self.tiles):
             raise IndexError(f"index must be in 0..{len(self.tiles) - 1}, got {index}")
         number, window = self.tiles[index]
@@ -110,16 +114,16 @@ class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             target["boxes"] = tv_tensors.BoundingBoxes(
                 boxes, format="XYXY", canvas_size=image.shape[-2:]
             )
-            image, target = self._transformed(index, tv_tensors.Image(image), target)
+            image, target = self._transformed(index, epoch, tv_tensors.Image(image), target)
         plain = {key: value.as_subclass(Tensor) for key, value in target.items()}
         image = image.as_subclass(Tensor)
         return image.float() / 255 if image.dtype == torch.uint8 else image, plain
 
     def _transformed(
-        self, index: int, image: Tensor, target: dict[str, Any]
+        self, index: int, epoch: int, image: Tensor, target: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         assert self.transform is not None
-        words = np.random.SeedSequence([self.seed, int(self._epoch), index])
+        words = np.random.SeedSequence([self.seed, epoch, index])
         with torch.random.fork_rng(devices=[]):  # the CPU's generator alone is touched
             torch.default_generator.manual_seed(int(words.generate_state(1, np.uint64)[0]))
             return self.transform(image, target)

@@ -74,26 +74,36 @@ def collate_images(
         resized.append(image)
     height, width = (-(-max(x.shape[d] for x in resized) // divisor) * divisor for d in (-2, -1))
     pixels = first.new_zeros(len(images), 3, height, width)
-    for image, padded in zip(resized, pixels, strict=True):
-        torch.mul(image - offset, factor, out=padded[:, : image.shape[-2], : image.shape[-1]])
+    for k, image in enumerate(resized):
+        pixels[k, :, : image.shape[-2], : image.shape[-1]] = (image - offset) * factor
     return ImageBatch(pixels, tuple((x.shape[-2], x.shape[-1]) for x in resized))
 
 
-def collate_targets(targets: Sequence[Target], *, scale: float = 1.0) -> GroundTruth:
-    """Join the targets of a batch; a bool entry "ignore" [K] marks the regions to be ignored."""
+def collate_targets(
+    targets: Sequence[Target],
+    *,
+    factors: Sequence[tuple[float, float]] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> GroundTruth:
+    """Join the targets of a batch; a bool entry "ignore" [K] marks the regions to be ignored.
+
+    Args:
+        targets: boxes [K, 4] and labels [K] of every image.
+        factors: width and height of every image in the batch / those that its boxes are for.
+        dtype: of the boxes.
+    """
     boxes, labels, ignored = [], [], []
-    for target in targets:
+    for k, target in enumerate(targets):
         skip = target.get("ignore")
         skip = torch.zeros_like(target["labels"], dtype=torch.bool) if skip is None else skip
-        boxes.append(target["boxes"][~skip])
+        all_boxes = target["boxes"].to(dtype)
+        if factors is not None and factors[k] != (1, 1):
+            all_boxes = all_boxes * all_boxes.new_tensor(factors[k] * 2)
+        boxes.append(all_boxes[~skip])
         labels.append(target["labels"][~skip])
-        ignored.append(target["boxes"][skip])
+        ignored.append(all_boxes[skip])
     return GroundTruth(
-        torch.cat(boxes) * scale,
-        torch.cat(labels),
-        _ids(boxes),
-        torch.cat(ignored) * scale,
-        _ids(ignored),
+        torch.cat(boxes), torch.cat(labels), _ids(boxes), torch.cat(ignored), _ids(ignored)
     )
 
 

@@ -33,3 +33,12 @@ def mean_over_processes(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def count_over_processes(count: int | Tensor, like: Tensor) -> Tensor:
+    """The divisor of a loss that is a sum over `count` things, 0-dim, on the device of `like`.
+
+    1 / processes where nowhere is any, so that the loss is 0 there, not NaN.
+    """
+    here = torch.as_tensor(count, dtype=torch.float32, device=like.device)
+    return mean_over_processes(here).clamp(min=1 / world_size())

@@ -45,19 +45,19 @@ class RandomSampler(nn.Module):
         positives, negatives = [], []
         most = int(self.num_samples * self.positive_fraction)
         for image, generator in enumerate(image_generators(num_images)):
-            here = image_ids == image
-            chosen = _draw_evenly(here & (matches >= 0), most, generator)
-            positives.append(chosen)
-            negatives.append(
-                self.draw_negatives(
-                    here & (matches == BACKGROUND),
-                    self.num_samples - len(chosen),
-                    generator,
-                    boxes,
-                    truth.boxes[truth.image_ids == image],
-                    scores,
-                )
+            rows = (image_ids == image).nonzero()[:, 0]  # draws must not depend on other images
+            mine = matches[rows]
+            chosen = _draw_evenly(mine >= 0, most, generator)
+            positives.append(rows[chosen])
+            others = self.draw_negatives(
+                mine == BACKGROUND,
+                self.num_samples - len(chosen),
+                generator,
+                boxes[rows],
+                truth.boxes[truth.image_ids == image],
+                None if scores is None else scores[rows],
             )
+            negatives.append(rows[others])
         return torch.cat(positives), torch.cat(negatives)
 
     def draw_negatives(

@@ -1,0 +1,357 @@
+"""Train a detector on a data set in COCO form.
+
+--config FILE reads the settings from a YAML file, such as the config.yaml of another run; what is
+given on the command line wins. The same command again goes on with a training that was interrupted.
+`torchrun --nproc-per-node N -m tinyops train ...` trains with N processes, which share each batch.
+"""
+
+import argparse
+import functools
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+import yaml
+from rich.console import Console
+
+from tinyops.config import dump_yaml, load_yaml, parse_yaml, to_plain
+from tinyops.data.coco import CocoSet, read_coco
+from tinyops.data.dataset import CocoTiles, Transform
+from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
+from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
+from tinyops.models import create
+from tinyops.models.checkpoint import describe
+from tinyops.train import (
+    Schedule,
+    StateError,
+    Training,
+    evaluate,
+    fit,
+    make_optimizer,
+    process_group,
+)
+
+_PROGRAM = "tinyops train"
+THRESHOLDS = (0.25, 0.5, 0.75)
+# What the result does not depend on, so that it may change when a training is resumed.
+FREE = ("out", "workers", "device", "save_every", "tensorboard", "fresh")
+
+
+def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Settings from words such as neck_channels=64."""
+    result = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise ValueError(f"override must be NAME=VALUE, got {word!r}")
+        try:
+            result[key] = parse_yaml(value)
+        except yaml.YAMLError:
+            raise ValueError(f"override {key} must be a value of YAML, got {value!r}") from None
+    return result
+
+
+_OVERRIDES = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME=VALUE",
+    instance_from_str=_overrides,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [f"{k}={yaml.safe_dump(v).strip()}" for k, v in value.items()],
+)
+
+
+@dataclass
+class Train:
+    """The settings of a training. Defaults are SSPNet's released ones where it has any."""
+
+    annotations: Path
+    """COCO json of the training images."""
+    images: Path
+    """Folder that its file names refer to."""
+    out: Path
+    """Folder of the run: config.yaml, last.safetensors, best.safetensors, log.jsonl, *.csv."""
+    val_annotations: Path | None = None
+    """COCO json of the validation images; None: no validation, and no best model."""
+    val_images: Path | None = None
+    """Folder that its file names refer to; None: that of the training images."""
+
+    model: str = "faster_rcnn_sspnet_resnet50"
+    """A name that tinyops.models.create knows."""
+    override: Annotated[dict[str, Any], _OVERRIDES] = field(default_factory=dict)
+    """Settings of the model in YAML, such as neck_channels=64 "anchor_scales=[2, 4]"."""
+    weights: str | None = None
+    """Of the backbone: imagenet (a download), a file, or None: random ones."""
+
+    tile: tuple[int, int] = (640, 512)
+    """Width and height in pixels of the tiles that images are cut into."""
+    overlap: int = 30
+    """Pixels that neighbouring tiles share."""
+    keep_empty: bool = True
+    """Train on tiles without objects, too."""
+    augment: Literal["none", "simple", "sspnet"] = "simple"
+    """simple: flip and colours. sspnet: the released pipeline with scales of 1 to 1.5."""
+
+    batch: int = 4
+    """Tiles of a step, in all parts and processes together."""
+    parts: int = 1
+    """Parts of a batch, one after the other, where memory does not suffice."""
+    epochs: float = 12
+    """How often every tile is seen."""
+    steps: int | None = None
+    """Length of the training in steps, instead of epochs."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has a momentum of 0.9."""
+    lr: float | None = None
+    """Learning rate; None: 0.002 * batch with sgd (SSPNet: 0.002 at batch 1), 1e-4 with adamw."""
+    weight_decay: float = 1e-4
+    """Of all parameters; see decay_all."""
+    decay_all: bool = True
+    """Off: norms and biases do not decay."""
+    schedule: Literal["steps", "cosine"] = "steps"
+    """steps: the rate falls tenfold at each milestone."""
+    milestones: tuple[float, ...] = (8, 11)
+    """Epochs."""
+    warmup: int = 500
+    """Steps in which the rate rises linearly from a thousandth."""
+    clip: float | None = None
+    """Largest norm of the gradients."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision."""
+    ema: float | None = None
+    """Decay of a moving average of the model, such as 0.999; it is what is validated and kept."""
+    channels_last: bool = False
+    """Memory layout of the weights; faster on GPUs, above all with amp."""
+    seed: int = 0
+    """Of everything that is random."""
+
+    val_batch: int = 4
+    """Tiles that the model sees at once in validation."""
+    val_every: int = 1
+    """Epochs between two validations."""
+    best: str = "ap50_tiny"
+    """What the best model is chosen by: ap<25, 50 or 75>_<band>, with the bands of TinyPerson."""
+    max_detections: int = 200
+    """Per image and class in validation."""
+
+    workers: int = 2
+    """Processes that load images, for each process that trains."""
+    device: str = "auto"
+    """auto: a GPU if there is one; or cpu, cuda, cuda:1."""
+    save_every: int = 500
+    """Steps between two states on disk, besides those at the end of every epoch."""
+    tensorboard: bool = False
+    """Write events for TensorBoard."""
+    fresh: bool = False
+    """Start anew even if there is a state to go on from, which is then overwritten."""
+
+    def check(self) -> None:
+        """Raise ValueError for a value out of range."""
+        counts = ("batch", "parts", "val_batch", "val_every", "max_detections", "save_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "workers", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("lr", "clip", "epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if self.batch % self.parts:
+            raise ValueError(f"batch must be a multiple of parts, {self.parts}, got {self.batch}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        names = [f"ap{round(100 * t)}_{band}" for t in THRESHOLDS for band in TINYPERSON_BANDS]
+        if self.best not in names:
+            raise ValueError(f"best must be one of {', '.join(names)}, got {self.best!r}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `tinyops train <arguments>`; returns the exit code."""
+    try:
+        settings = parse(arguments)
+        return run(settings)
+    except (_InputError, StateError) as error:  # the caller's mistakes: one line, no traceback
+        return _fail(error, 2)
+    except FloatingPointError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the last state", 130)
+
+
+class _InputError(Exception):
+    """A mistake in what the caller gave."""
+
+
+def _fail(error: object, code: int) -> int:
+    number = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
+    print(f"tinyops train{number}: {error}", file=sys.stderr)
+    return code
+
+
+def parse(arguments: Sequence[str]) -> Train:
+    """The settings of a command line."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--override", nargs="*", action="append")  # tyro would take the last alone
+    known, rest = first.parse_known_args(list(arguments))
+    words = [word for group in known.override or () for word in group]
+    try:
+        override = _overrides(words)
+        if known.config is None:
+            settings = tyro.cli(Train, prog=_PROGRAM, description=__doc__, args=rest)
+        else:
+            given = load_yaml(Train, known.config, missing=tyro.MISSING)
+            settings = tyro.cli(Train, prog=_PROGRAM, description=__doc__, args=rest, default=given)
+        settings = replace(settings, override={**settings.override, **override})
+        settings.check()
+    except (ValueError, OSError) as error:
+        raise _InputError(error) from error
+    return settings
+
+
+def run(settings: Train) -> int:
+    """The `train` command."""
+    try:
+        wanted = _device(settings.device)
+        if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError('tensorboard needs the package: pip install "tinyops[log]"')
+    except ValueError as error:
+        raise _InputError(error) from error
+    with process_group(wanted) as device:
+        return _train(settings, device)
+
+
+def _train(settings: Train, device: torch.device) -> int:
+    console = Console()
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        data, tiles, val = _data(settings)
+        torch.manual_seed(settings.seed)
+        model = create(
+            settings.model, len(data.classes), weights=settings.weights, **settings.override
+        )
+        steps = settings.steps or math.ceil(settings.epochs * len(tiles) / settings.batch)
+        training = Training(
+            model,
+            make_optimizer(
+                model,
+                settings.optimizer,
+                weight_decay=settings.weight_decay,
+                decay_all=settings.decay_all,
+            ),
+            _schedule(settings, len(tiles), steps),
+            device=device,
+            amp=settings.amp,
+            average_decay=settings.ema,
+            clip=settings.clip,
+            channels_last=settings.channels_last,
+            seed=settings.seed,
+        )
+        settings.out.mkdir(parents=True, exist_ok=True)
+        if is_first and (settings.fresh or not (settings.out / "last.safetensors").is_file()):
+            dump_yaml(replace(settings, fresh=False), settings.out / "config.yaml")
+    except (ValueError, TypeError, OSError) as error:
+        raise _InputError(error) from error
+    if is_first:
+        size = sum(p.numel() for p in model.parameters())
+        console.print(
+            f"{settings.model}: {size:,} parameters, {len(data.classes)} classes; "
+            f"{len(data.images):,} images, {len(tiles):,} tiles; {steps:,} steps at a rate of "
+            f"{training.schedule.rate:g} on {device}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    measure = None
+    if val is not None:
+        measure = functools.partial(
+            evaluate,
+            tiles=val,
+            iou_thresholds=THRESHOLDS,
+            max_detections=settings.max_detections,
+            batch=settings.val_batch,
+            workers=settings.workers,
+            device=device,
+            amp=settings.amp,
+        )
+    configuration = {k: v for k, v in to_plain(settings).items() if k not in FREE}
+    fit(
+        training,
+        tiles,
+        settings.out,
+        steps=steps,
+        batch=settings.batch,
+        description=describe(model, data.classes),
+        configuration={**configuration, "tiles": len(tiles)},
+        parts=settings.parts,
+        workers=settings.workers,
+        measure=measure,
+        best=settings.best,
+        measure_every=settings.val_every,
+        save_every=settings.save_every,
+        resume=not settings.fresh,
+        tensorboard=settings.tensorboard,
+        console=console,
+    )
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<k>, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device must be here, got {name!r} and {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
+    """The training set, its tiles, and those of validation."""
+    data = read_coco(settings.annotations, settings.images)
+    tiles = CocoTiles(
+        data,
+        tile=settings.tile,
+        overlap=settings.overlap,
+        keep_empty=settings.keep_empty,
+        transform=_transform(settings),
+        seed=settings.seed,
+    )
+    if len(tiles) == 0:
+        raise ValueError(f"{settings.annotations}: expected images to train on, got none")
+    if settings.val_annotations is None:
+        return data, tiles, None
+    other = read_coco(settings.val_annotations, settings.val_images or settings.images)
+    if (other.classes, other.category_ids) != (data.classes, data.category_ids):
+        raise ValueError(
+            f"{settings.val_annotations}: expected the categories of {settings.annotations}, "
+            f"{data.classes}, got {other.classes}"
+        )
+    return data, tiles, CocoTiles(other, tile=settings.tile, overlap=settings.overlap)
+
+
+def _transform(settings: Train) -> Transform | None:
+    if settings.augment == "none":
+        return None
+    if settings.augment == "simple":
+        return simple_augmentation()
+    # Released for tiles of 640x512: to (640, 512)..(960, 768).
+    long, short = max(settings.tile), min(settings.tile)
+    return sspnet_augmentation((long, round(1.5 * long)), (short, round(1.5 * short)))
+
+
+def _schedule(settings: Train, tiles: int, steps: int) -> Schedule:
+    rate = settings.lr
+    if rate is None:
+        rate = 0.002 * settings.batch if settings.optimizer == "sgd" else 1e-4
+    milestones = tuple(math.ceil(epoch * tiles / settings.batch) for epoch in settings.milestones)
+    return Schedule(rate, steps, settings.schedule, milestones, warmup=settings.warmup)

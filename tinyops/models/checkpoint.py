@@ -1,0 +1,117 @@
+"""Models as files that need no code of their own to be read: tensors, and how to build the rest."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import tinyops
+from tinyops._files import MODEL, TRAINING, read_tensors, write_tensors
+
+
+def describe(model: nn.Module, categories: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a file says of a model besides its tensors: version, name, arguments, categories.
+
+    Args:
+        model: made by `tinyops.models.create`, which leaves its arguments in `model.recipe`.
+        categories: names of the labels 1, 2, ...; None: those of `model.categories`, if any.
+
+    Raises:
+        ValueError: if the model has no recipe, or one that JSON would change.
+    """
+    recipe = getattr(model, "recipe", None)
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("name"), str):
+        raise ValueError(
+            "model must be made by tinyops.models.create, which gives it a recipe, "
+            f"got {type(model).__name__} with recipe {recipe!r}"
+        )
+    arguments = {key: value for key, value in recipe.items() if key != "name"}
+    try:
+        same = json.loads(json.dumps(arguments)) == arguments
+    except TypeError:
+        same = False
+    if not same:
+        raise ValueError(f"the recipe of a model must consist of values of JSON, got {recipe!r}")
+    if categories is None:
+        categories = getattr(model, "categories", None)
+    return {
+        "tinyops": tinyops.__version__,
+        "name": recipe["name"],
+        "arguments": arguments,
+        "categories": None if categories is None else list(categories),
+    }
+
+
+def save(model: nn.Module, path: Path | str, *, categories: Sequence[str] | None = None) -> None:
+    """Write a model to a safetensors file, whole or not at all.
+
+    Args:
+        model: made by `tinyops.models.create`.
+        path: of the file; an older one is replaced.
+        categories: as in `describe`.
+
+    Raises:
+        ValueError: as in `describe`.
+    """
+    write_tensors(path, MODEL, model.state_dict(), describe(model, categories))
+
+
+def load(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    build: Callable[..., nn.Module] | None = None,
+) -> nn.Module:
+    """A model as it was saved, bit by bit, in eval mode. Nothing in the file is executed.
+
+    Args:
+        path: a file of `save`, the state of a training (its averaged model if it has one), or the
+            folder of a run: the best model if there is one, otherwise the last state.
+        device: of the model.
+        build: makes a model from name=..., num_classes=..., ...; None: `tinyops.models.create`.
+
+    Returns:
+        The model; `model.categories` is the tuple of names of its labels, or None.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is incomplete, of another kind or of another model.
+    """
+    path = _file_of(Path(path))
+    kind, tensors, facts = read_tensors(path, (MODEL, TRAINING), device)
+    if kind == TRAINING:
+        has_average = any(name.startswith("average.") for name in tensors)
+        prefix = "average." if has_average else "model."
+        tensors = {
+            name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
+        }
+    if build is None:
+        import tinyops.models  # it imports this file
+
+        build = tinyops.models.create
+    try:
+        model = build(name=facts["name"], **facts["arguments"]).to(device)
+        for name, value in model.state_dict(keep_vars=True).items():
+            if name in tensors:  # of a model in half precision, say
+                value.data = value.data.to(tensors[name].dtype)
+        model.load_state_dict(tensors)
+        names = facts["categories"]
+        model.categories = None if names is None else tuple(names)  # type: ignore[assignment]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: expected the tensors of {facts.get('name')} with {facts.get('arguments')}, "
+            f"written by tinyops {facts.get('tinyops')}: {error}"
+        ) from error
+    return model.eval()
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in ("best.safetensors", "last.safetensors"):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"{path}: expected best.safetensors or last.safetensors, found neither")

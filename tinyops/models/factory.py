@@ -1,0 +1,149 @@
+"""Detectors by name: `<detector>_<neck>_<backbone>`."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyops.models import recipes
+from tinyops.models.detectors import Detector
+from tinyops.nn import resnet
+from tinyops.nn.fpn import FPN
+from tinyops.nn.sspnet import SSPNet
+from tinyops.nn.timm_backbone import TimmBackbone
+
+Recipe = Callable[..., Any]
+
+DETECTORS: dict[str, Recipe] = {
+    "faster_rcnn": recipes.faster_rcnn,
+    "cascade_rcnn": recipes.cascade_rcnn,
+    "retinanet": recipes.retinanet,
+}
+NECKS: dict[str, Recipe] = {"fpn": FPN, "sspnet": SSPNet}
+BACKBONES: dict[str, Recipe] = {
+    "resnet18": resnet.resnet18,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnext101": resnet.resnext101,
+    "bh_resnet50": resnet.bh_resnet50,
+    "resnet_nano": resnet.resnet_nano,
+    "bh_resnet_nano": resnet.bh_resnet_nano,
+}
+SETTINGS: dict[tuple[str, str], Mapping[str, Any]] = {
+    ("faster_rcnn", "fpn"): recipes.FPN_TWO_STAGE,
+    ("faster_rcnn", "sspnet"): recipes.SSPNET_TWO_STAGE,
+    ("cascade_rcnn", "fpn"): recipes.FPN_TWO_STAGE,
+    ("cascade_rcnn", "sspnet"): recipes.SSPNET_TWO_STAGE,
+    ("retinanet", "fpn"): recipes.FPN_ONE_STAGE,
+    ("retinanet", "sspnet"): recipes.SSPNET_ONE_STAGE,
+}
+TIMM = "timm:"
+HIDDEN = ("weights", "norm_layer")  # keyword arguments that are no overrides
+
+
+def list_models() -> list[str]:
+    """The names that `create` knows, besides those with `timm:` and the name of a timm model."""
+    return [f"{d}_{n}_{b}" for d, n in SETTINGS for b in BACKBONES]
+
+
+def create(
+    name: str, num_classes: int = 1, weights: str | None = None, **overrides: Any
+) -> Detector:
+    """A detector with the settings of its paper.
+
+    Args:
+        name: one of `list_models()`; or with `timm:` and any model of timm as the backbone:
+            "faster_rcnn_fpn_timm:hrnet_w18".
+        num_classes: objects only: labels are 1..num_classes.
+        weights: of the backbone: "imagenet" (a download), a file, or None: random ones. See
+            `tinyops.nn.resnet`.
+        overrides: settings of the backbone, the neck and the detector by the names of their
+            keyword arguments, such as frozen_stages, dice, anchor_scales, and neck_channels. Values
+            are numbers, words and lists. See `tinyops.models.recipes`.
+
+    Returns:
+        The model. Its attribute `recipe` is a dict of JSON values from which `create(**recipe)`
+        makes it anew, with random weights.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known ones; an unknown override, with the
+            known ones; a value that JSON does not know.
+    """
+    detector, neck, backbone = _parse(name)
+    try:
+        recipe = json.loads(json.dumps({"name": name, "num_classes": num_classes, **overrides}))
+    except TypeError as error:
+        raise ValueError(f"overrides must be numbers, words or lists of them: {error}") from error
+    settings = {**SETTINGS[detector, neck], **overrides}
+    neck_channels = settings.pop("neck_channels", 256)
+    makers = {
+        "backbone": _timm if backbone.startswith(TIMM) else BACKBONES[backbone],
+        "neck": NECKS[neck],
+        "detector": DETECTORS[detector],
+    }
+    parts = _share_out(settings, makers, name)
+    if backbone.startswith(TIMM):
+        body = _timm(backbone.removeprefix(TIMM), weights=weights, **parts["backbone"])
+    else:
+        body = BACKBONES[backbone](weights=weights, **parts["backbone"])
+    pyramid = NECKS[neck](body.channels, neck_channels, body.strides, **parts["neck"])
+    model: Detector = DETECTORS[detector](body, pyramid, num_classes, **parts["detector"])
+    model.recipe = recipe
+    return model
+
+
+def _parse(name: str) -> tuple[str, str, str]:
+    """Detector, neck and backbone of a name."""
+    for detector, neck in SETTINGS:
+        prefix = f"{detector}_{neck}_"
+        backbone = name.removeprefix(prefix)
+        if name.startswith(prefix) and (backbone in BACKBONES or backbone.startswith(TIMM)):
+            return detector, neck, backbone
+    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0)
+    raise ValueError(f"name must be one of list_models(), such as {', '.join(near)}; got {name!r}")
+
+
+def _timm(
+    name: str, *, weights: str | None = None, timm_options: Mapping[str, Any] | None = None
+) -> TimmBackbone:
+    """A model of timm with its own weights ("imagenet"), those of a file, or none."""
+    options = dict(timm_options or {})
+    if name.startswith("hrnet"):  # the branches, not the wider maps of the classifier
+        options = {"feature_location": ""} | options
+    if weights not in (None, "imagenet"):
+        if not Path(str(weights)).is_file():
+            raise ValueError(f"weights must be 'imagenet', a file or None, got {weights!r}")
+        options["pretrained_cfg_overlay"] = {"file": str(weights)}
+    try:
+        return TimmBackbone(name, pretrained=weights is not None, **options)
+    except RuntimeError as error:  # of timm, for a name or weights
+        raise ValueError(f"timm cannot make {name!r}: {error}") from error
+
+
+def _share_out(
+    settings: Mapping[str, Any], makers: Mapping[str, Recipe], name: str
+) -> dict[str, dict[str, Any]]:
+    """Every setting to the part that has a keyword argument of this name."""
+    shares: dict[str, dict[str, Any]] = {part: {} for part in makers}
+    owners = {keyword: part for part, make in makers.items() for keyword in _keywords(make)}
+    for keyword, value in settings.items():
+        if keyword not in owners:
+            words = ", ".join(sorted({*owners, "neck_channels"}))
+            raise ValueError(f"overrides of {name} must be among {words}; got {keyword!r}")
+        shares[owners[keyword]][keyword] = value
+    return shares
+
+
+def _keywords(make: Recipe) -> list[str]:
+    """The keyword arguments of a part that are settings."""
+    parameters = inspect.signature(make).parameters
+    found = [
+        keyword
+        for keyword, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and keyword not in HIDDEN
+    ]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # a factory of ResNets
+        found += _keywords(resnet.ResNet)
+    return found

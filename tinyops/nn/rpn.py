@@ -1,0 +1,182 @@
+"""Region proposal network (Ren et al. 2015), on all levels of a pyramid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyops.nn.anchors import AnchorGenerator, BatchAnchors
+from tinyops.nn.assign import match_by_overlap
+from tinyops.nn.batch import GroundTruth, ImageBatch
+from tinyops.nn.dense import best_candidates, init_normal
+from tinyops.nn.distributed import count_over_processes
+from tinyops.nn.losses import box_loss, objectness_loss
+from tinyops.nn.postprocess import first_per_image
+from tinyops.nn.sampling import RandomSampler
+from tinyops.ops import nms
+
+STDS = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Boxes that may hold an object, image after image, best first in each.
+
+    Attributes:
+        boxes: [R, 4] x1 y1 x2 y2 in pixels of the batch, without gradient.
+        scores: [R] in 0..1.
+        image_ids: [R] int64, rising.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    image_ids: Tensor
+
+
+class RegionProposalNetwork(nn.Module):
+    """Object or not, and a better box, for every anchor.
+
+    The defaults are mmdet's Faster R-CNN with SSPNet's limits of proposals.
+
+    Args:
+        channels: of every level.
+        anchors: of the levels.
+        sampler: of the anchors that the losses are computed on; default: 256 of every image, up to
+            half of them positive, drawn evenly.
+        positive: IoU from which an anchor is an object.
+        negative: IoU below which it is background.
+        least_best: objects without such an anchor take their best ones from this IoU on.
+        ignore_above: share of a background anchor inside ignored regions above which it is ignored.
+        pre_nms: how many of the best anchors of every level and image are decoded, in training and
+            in evaluation.
+        post_nms: how many proposals of every image there are at most, likewise.
+        nms_threshold: IoU above which the worse of two proposals of one level goes.
+        beta: of the smooth L1 loss of the offsets; 0 is L1.
+        whole_anchors: the losses are computed on anchors that do not cross the border of their
+            image only (Cascade R-CNN in mmdet: allowed_border=0).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        anchors: AnchorGenerator,
+        *,
+        sampler: RandomSampler | None = None,
+        positive: float = 0.7,
+        negative: float = 0.3,
+        least_best: float = 0.3,
+        ignore_above: float = 0.5,
+        pre_nms: tuple[int, int] = (2000, 1000),
+        post_nms: tuple[int, int] = (1000, 1000),
+        nms_threshold: float = 0.7,
+        beta: float = 0.0,
+        whole_anchors: bool = False,
+    ) -> None:
+        super().__init__()
+        self.anchors = anchors
+        self.sampler = sampler or RandomSampler(256, 0.5)
+        self.positive, self.negative, self.least_best = positive, negative, least_best
+        self.ignore_above = ignore_above
+        self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
+        self.beta = beta
+        self.whole_anchors = whole_anchors
+        self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(channels, anchors.per_cell, 1)
+        self.rpn_reg = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
+        for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
+            init_normal(conv)
+
+    def forward(
+        self, levels: Sequence[Tensor], batch: ImageBatch, truth: GroundTruth | None = None
+    ) -> tuple[Proposals, dict[str, Tensor]]:
+        """Proposals, and with `truth` the losses.
+
+        Args:
+            levels: [N, C, H, W] features of every stride of the anchors.
+            batch: the images.
+            truth: the objects, or None.
+
+        Returns:
+            The proposals, and "rpn_objectness" and "rpn_boxes": sums over the sampled anchors
+            divided by their number; {} without `truth`.
+        """
+        logits, offsets = self.predict(levels)
+        anchors = self.anchors.of_batch(levels, batch)
+        losses = {} if truth is None else self.losses(logits, offsets, anchors, batch, truth)
+        return self.propose(logits, offsets, anchors, batch), losses
+
+    def predict(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits [N, H*W*A] and offsets [N, H*W*A, 4] of every level."""
+        logits, offsets = [], []
+        for level in levels:
+            x = F.relu(self.rpn_conv(level))
+            logits.append(self.rpn_cls(x).permute(0, 2, 3, 1).flatten(1))
+            reg = self.rpn_reg(x).permute(0, 2, 3, 1)  # [N, H, W, A*4]
+            offsets.append(reg.reshape(len(reg), -1, 4))
+        return logits, offsets
+
+    def losses(
+        self,
+        logits: Sequence[Tensor],
+        offsets: Sequence[Tensor],
+        anchors: BatchAnchors,
+        batch: ImageBatch,
+        truth: GroundTruth,
+    ) -> dict[str, Tensor]:
+        """The losses of `forward`."""
+        if self.whole_anchors:
+            anchors = anchors.whole(batch)
+        matches = match_by_overlap(
+            anchors.boxes,
+            anchors.image_ids,
+            truth,
+            positive=self.positive,
+            negative=self.negative,
+            least_best=self.least_best,
+            ignore_above=self.ignore_above,
+        )
+        positives, negatives = self.sampler(
+            matches, anchors.boxes, anchors.image_ids, truth, len(batch.sizes)
+        )
+        flat_logits, flat_offsets = anchors.select(logits), anchors.select(offsets)
+        divisor = count_over_processes(len(positives) + len(negatives), flat_logits)
+        boxes = box_loss(
+            flat_offsets[positives],
+            truth.boxes[matches[positives]],
+            anchors.boxes[positives],
+            STDS,
+            self.beta,
+        )
+        objectness = objectness_loss(flat_logits[positives], flat_logits[negatives])
+        return {"rpn_objectness": objectness / divisor, "rpn_boxes": boxes / divisor}
+
+    @torch.no_grad()
+    def propose(
+        self,
+        logits: Sequence[Tensor],
+        offsets: Sequence[Tensor],
+        anchors: BatchAnchors,
+        batch: ImageBatch,
+    ) -> Proposals:
+        """The best boxes of every image, duplicates of a level removed."""
+        phase = 0 if self.training else 1
+        best = best_candidates(
+            [x[..., None] for x in logits],
+            offsets,
+            anchors,
+            batch,
+            count=self.pre_nms[phase],
+            stds=STDS,
+        )
+        keep = nms(
+            best.boxes,
+            best.scores,
+            self.nms_threshold,
+            labels=best.level_ids,
+            image_ids=best.image_ids,
+            check=False,
+        )
+        keep = keep[first_per_image(best.image_ids[keep], self.post_nms[phase])]
+        return Proposals(best.boxes[keep], best.scores[keep], best.image_ids[keep])
