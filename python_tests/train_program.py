@@ -2,7 +2,8 @@
 
 python train_program.py FOLDER OPTIONS, where OPTIONS is JSON: what `fit` takes, and
   kill: ["step" | "rows" | "state" | "best", number]: SIGKILL to itself in the middle of that write;
-  fail: [rank, step]: an error in one process; make: arguments of `make_training`.
+  fail: [rank, step]: an error in one process; make: arguments of `make_training`;
+  detector: a name and overrides for `tinyops.models.create`.
 `start` does the same from a process that has imported everything, which is faster.
 """
 
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from training import Squares, description_of, make_training
+from training import Spots, Squares, description_of, make_training
 
 import tinyops._files
 import tinyops.train.log
+from tinyops.models import create
 from tinyops.train import fit, process_group
 from tinyops.train.processes import gather, rank
 
@@ -72,8 +74,11 @@ def kill_in(what, number):
 def main(folder, options):
     options = dict(options)
     kill, fail = options.pop("kill", None), options.pop("fail", None)
+    detector = options.pop("detector", None)
     with process_group(torch.device("cpu")):
-        training = make_training(steps=options["steps"], **options.pop("make", {}))
+        torch.manual_seed(0)
+        model = Spots() if detector is None else create(detector[0], **detector[1])
+        training = make_training(model=model, steps=options["steps"], **options.pop("make", {}))
         update = training.update
 
         def watched(parts):
@@ -88,11 +93,11 @@ def main(folder, options):
             kill_in(*kill)
         fit(
             training,
-            Squares(),
+            Squares(size=64) if detector else Squares(),
             Path(folder),
             description=description_of(training.model),
             configuration={"batch": options["batch"]},
-            measure=measure,
+            measure=None if detector else measure,
             console=Console(quiet=True),
             **options,
         )

@@ -159,7 +159,7 @@ def fit(
         configuration: values of JSON that the result depends on; a state of others is refused.
         parts: of a batch, one after the other, so that memory suffices.
         workers: processes that load images.
-        measure: metrics of a model, called in all processes; the same in all of them.
+        measure: metrics of a model in eval mode, called in all processes; the same in all of them.
         best: the metric by which the best model is chosen, the greater the better.
         measure_every: epochs; the last step is always measured.
         save_every: steps; the state is also written at the end of each epoch.
@@ -227,7 +227,7 @@ def fit(
             epoch = training.step * batch // count
             due = epoch // measure_every > before // measure_every or training.step == steps
             if measure is not None and due:
-                result = dict(measure(training.result))
+                result = dict(measure(training.result.eval()))
                 _note(training, result, best, folder, description)
                 if log is not None:
                     log.write("val", {"step": training.step, "epoch": epoch, **result})
