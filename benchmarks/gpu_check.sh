@@ -117,6 +117,10 @@ step "build, Triton" 100 build.log build 0
 step "tests, Triton" 120 tests.log tests 0
 step "bench, Triton" 60 bench.log bench 0 gated_upsample_add --json "$out/bench_triton.json" \
   --shapes p2x8,p4 --dtype float32 --modes forward
+# Last: what is left of the budget is theirs.
+step "bench, soft_nms" 30 bench.log bench_one soft_nms --shapes dup-1k,crowd-10k
+step "bench, topk_per_target" 30 bench.log bench_one topk_per_target --shapes 2kx200,20kx2k
+step "bench, attention_targets" 30 bench.log bench_one attention_targets
 
 "$python" -c 'import json, pathlib, sys
 found = {file.name: json.loads(file.read_text()) for file in pathlib.Path("json").iterdir()}
