@@ -6,7 +6,8 @@
 # Installs the library twice into a temporary directory, with and without CUDA kernels (then Triton
 # has the GPU), tests both, runs the CUDA kernels under compute-sanitizer, and measures.
 # Leaves at most 8 files in OUT_DIR. Exits with 1 if a step failed; the later ones run all the same.
-# Needs nvcc, torch, torchvision, safetensors, triton, pytest, hypothesis, pybind11, ninja and cmake. PYTHON: which Python.
+# Needs nvcc, torch, torchvision, safetensors, triton, pytest, hypothesis, pybind11, ninja and cmake.
+# PYTHON: which Python.
 # shellcheck disable=SC2317  # step calls the functions by name, in a shell of its own
 set -uo pipefail
 if [[ $# != 1 ]]; then
@@ -76,8 +77,12 @@ print(tinyops.__file__, _eval.build_facts()); assert tinyops.has_cuda_kernels ==
 }
 
 gpu_test_files() { # the others need packages that are no use here
-  grep -lwE 'backend|backends' "$root"/python_tests/test_*.py
-  echo "$root/python_tests/test_models_gpu.py"
+  local file
+  for file in "$root"/tinyops/ops/[a-z]*.py; do
+    file=${file##*/}
+    ls "$root"/python_tests/test_"${file%.py}"*.py
+  done | sort -u
+  echo "$root"/python_tests/test_{registration,models_gpu}.py
 }
 
 tests() { # tests 0|1; tests that were all skipped are a failure
