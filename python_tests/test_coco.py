@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tinyops.data import dataset as dataset_module
-from tinyops.data.coco import read_coco
+from tinyops.data.coco import CocoImage, read_coco
 from tinyops.data.dataset import CocoTiles
 from tinyops.data.transforms import simple_augmentation
 
@@ -194,6 +194,14 @@ def test_samples_depend_on_seed_epoch_and_index_alone(folder):
     assert not all(map(torch.equal, alone, samples(other, 0)))
 
 
+def test_every_sample_draws_its_own_numbers(folder):
+    def draw(image, target):
+        return image, {**target, "drawn": torch.rand(1)}
+
+    tiles = CocoTiles(read(folder), tile=(60, 50), transform=draw)
+    assert len({float(tiles[k][1]["drawn"]) for k in range(len(tiles))}) == len(tiles)
+
+
 def test_decoded_images_are_kept_up_to_a_limit(folder, monkeypatch):
     decoded = []
     decode = dataset_module.decode
@@ -212,6 +220,21 @@ def test_decoded_images_are_kept_up_to_a_limit(folder, monkeypatch):
     [one[k] for k in (0, 1, 4, 4, 2)]
     assert decoded == [4, 2, 4]
     assert one._images._held == 100 * 80 * 3
+
+
+def test_the_image_used_longest_ago_is_forgotten_first(folder, monkeypatch):
+    decoded = []
+
+    def fake(image):
+        decoded.append(image.id)
+        return np.zeros((2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(dataset_module, "decode", fake)
+    images = [CocoImage(k, folder, 2, 2, *[torch.zeros(0)] * 3) for k in range(3)]
+    cache = dataset_module._ImageCache(2 * 12)
+    for k in (0, 1, 0, 2, 0, 1):
+        cache.get(images[k])
+    assert decoded == [0, 1, 2, 1]
 
 
 def test_wrong_files_are_named(folder):

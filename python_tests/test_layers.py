@@ -14,7 +14,6 @@ LAYERS = {
     "_triton": (set(), {"torch", "triton"}),
     "ops": ({"_triton"}, {"torch"}),
     "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
-    "_files": (set(), {"torch", "safetensors"}),
     "models": ({"_files", "ops", "nn"}, {"torch", "torchvision", "safetensors"}),
     "data": ({"ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),

@@ -114,6 +114,7 @@ def test_resize_fits_the_frame_and_takes_the_boxes_along():
     assert len(seen) > 10
     tall, target = sample(640, 512)
     assert transforms.RandomResize((64, 64), (64, 64))(tall, target)[0].shape[-2:] == (64, 51)
+    assert transforms.RandomResize((64, 64), (32, 32))(tall, target)[0].shape[-2:] == (40, 32)
 
 
 @pytest.mark.parametrize("build", [transforms.simple_augmentation, transforms.sspnet_augmentation])

@@ -1,0 +1,171 @@
+"""Trains FPN, SSPNet and the bottom-heavy layout alike, with several seeds, and compares their AP.
+
+    python benchmarks/compare_models.py --data synth --out runs/tinysea
+    python benchmarks/compare_models.py --data DIR --out runs/cells --tile 320 256
+
+DIR holds train.json, val.json and the folders train and val; `synth` draws TinySea first. Every
+training is one call of `tinyops train`; all have the same data, steps, anchors and optimizer. An
+interrupted comparison goes on when it is called again. On a GPU: `--device cuda --backbone
+resnet50 --steps 12000 --batch 16 --small "" --size 640 512`.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torchvision
+from report import cpu_name
+
+import tinyops
+from tinyops.models import create
+from tinyops.nn.complexity import complexity
+
+LAYOUTS = {
+    "FPN": "faster_rcnn_fpn_{}",
+    "SSPNet": "faster_rcnn_sspnet_{}",
+    "FPN, bottom-heavy": "faster_rcnn_fpn_bh_{}",
+}
+BANDS = ("tiny", "tiny1", "tiny2", "tiny3", "all")
+# Both sets have objects of 2 to 30 px; the same anchors, sampling and suppression for all layouts.
+ALIKE = {
+    "anchor_scales": [2.0],
+    "anchor_ratios": [0.5, 1.0, 2.0],
+    "weighted_negatives": False,
+    "nms": "nms",
+    "nms_threshold": 0.5,
+    "max_per_image": 500,
+}
+SMALL = (
+    "neck_channels=64 head_channels=256 rpn_samples=128 samples=128 pre_nms=[500,500] "
+    "proposals=[300,500]"
+)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="a folder, or synth")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--backbone", default="resnet_nano")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--tile", type=int, nargs=2, default=(256, 256))
+    parser.add_argument("--size", type=int, nargs=2, help="of synth's images; default: its preset")
+    parser.add_argument("--max-detections", type=int, default=500)
+    parser.add_argument("--small", default=SMALL, help="overrides for a CPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, 1 thread each")
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args()
+
+
+def folder_of_data(options: argparse.Namespace) -> Path:
+    if options.data != "synth":
+        return Path(options.data)
+    folder = options.out / "data"
+    if not (folder / "val.json").is_file():
+        command = [sys.executable, "-m", "tinyops", "data", "synth", "--out", str(folder)]
+        if options.size:
+            command += ["--images", "8000", "--size", *map(str, options.size)]
+        else:
+            command += ["--preset", "tinysea-s"]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    return [f"{k}={json.dumps(v)}" for k, v in ALIKE.items()] + shlex.split(options.small)
+
+
+def train(options: argparse.Namespace, data: Path, layout: str, seed: int) -> dict[str, float]:
+    """One run; the metrics at its end."""
+    name = LAYOUTS[layout].format(options.backbone)
+    out = options.out / f"{name}-seed{seed}"
+    result = out / "result.json"
+    if result.is_file():
+        return dict(json.loads(result.read_text()))
+    command = [sys.executable, "-m", "tinyops", "train", "--model", name, "--out", str(out)]
+    for split, prefix in (("train", ""), ("val", "val-")):
+        command += [f"--{prefix}annotations", str(data / f"{split}.json")]
+        command += [f"--{prefix}images", str(data / split)]
+    command += ["--tile", *map(str, options.tile), "--steps", str(options.steps)]
+    command += ["--batch", str(options.batch), "--lr", str(options.lr), "--seed", str(seed)]
+    command += ["--optimizer", "adamw", "--schedule", "cosine", "--warmup", "100", "--clip", "10"]
+    command += ["--val-every", "1000000", "--save-every", "200", "--workers", "0"]
+    command += ["--max-detections", str(options.max_detections), "--device", options.device]
+    command += ["--override", *overrides(options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1" if options.device == "cpu" else "8"}
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "output.txt").open("w") as output:
+        subprocess.run(command, check=True, env=environment, stdout=output, stderr=output)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    metrics: dict[str, float] = [row for row in rows if row["kind"] == "val"][-1]
+    result.write_text(json.dumps(metrics) + "\n")
+    return metrics
+
+
+def cost(options: argparse.Namespace, layout: str) -> str:
+    """Millions of parameters and billions of multiply-accumulates of a tile."""
+    settings = {**ALIKE, **dict(map(_pair, shlex.split(options.small)))}
+    model = create(LAYOUTS[layout].format(options.backbone), **settings)
+    width, height = options.tile
+    found = complexity(model, [torch.rand(3, height, width)])
+    return f"{found.parameters / 1e6:.2f} | {found.macs / 1e9:.2f}"
+
+
+def _pair(word: str) -> tuple[str, object]:
+    key, _, value = word.partition("=")
+    return key, json.loads(value)
+
+
+def table(options: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> str:
+    def cell(values: Sequence[float]) -> str:
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
+
+    lines = [
+        "| neck, layout | M params | GMAC | " + " | ".join(f"AP50 {b}" for b in BANDS) + " |",
+        "| --- | ---: | ---: | " + " | ".join("---:" for _ in BANDS) + " |",
+    ]
+    for layout, runs in found.items():
+        cells = [cell([run[f"ap50_{band}"] for run in runs]) for band in BANDS]
+        lines.append(f"| {layout} | {cost(options, layout)} | " + " | ".join(cells) + " |")
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    machine = cpu_name() if options.device == "cpu" else torch.cuda.get_device_name()
+    head = (
+        f"{machine}; {versions}, tinyops {tinyops.__version__}; "
+        f"{datetime.date.today()}; mean ± standard deviation of {len(options.seeds)} seeds; "
+        f"`{shlex.join(['python', *sys.argv])}`"
+    )
+    return f"{head}\n\n" + "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = parse()
+    data = folder_of_data(options)
+    plan = [(layout, seed) for seed in options.seeds for layout in LAYOUTS]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda each: train(options, data, *each), plan))
+    found: dict[str, list[dict[str, float]]] = {layout: [] for layout in LAYOUTS}
+    for (layout, _), metrics in zip(plan, results, strict=True):
+        found[layout].append(metrics)
+    text = table(options, found)
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

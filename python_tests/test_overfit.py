@@ -1,0 +1,101 @@
+"""Every detector learns four small pictures by heart."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tinyops.evaluation.sized_ap import sized_ap
+from tinyops.models import create
+
+SQUARE, DISC = 1, 2
+COLOURS = {SQUARE: (0.95, 0.6, 0.3), DISC: (0.3, 0.95, 0.6)}
+SCENES = ((96, 96, 4), (96, 96, 3), (80, 96, 4), (96, 64, 3))  # height, width, objects
+STEPS, RATE = 60, 2e-3
+TWO_STAGES = {
+    "head_channels": 128,
+    "rpn_samples": 64,
+    "samples": 64,
+    "pre_nms": [100, 100],
+    "proposals": [60, 60],
+}
+DETECTORS = {"faster_rcnn": TWO_STAGES, "cascade_rcnn": TWO_STAGES, "retinanet": {"convs": 1}}
+
+
+def draw_scene(height: int, width: int, count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Noise with reddish squares and greenish discs of 6 to 12 pixels that do not touch."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    image = (0.35 + 0.08 * torch.randn(3, height, width, generator=generator)).clamp(0, 1)
+    taken = torch.zeros(height, width, dtype=torch.bool)
+    boxes, labels = [], []
+    while len(boxes) < count:
+        side, label = choose(6, 13), choose(1, 3)
+        x, y = choose(2, width - side - 1), choose(2, height - side - 1)
+        if taken[y - 2 : y + side + 2, x - 2 : x + side + 2].any():
+            continue
+        taken[y : y + side, x : x + side] = True
+        inside = torch.ones(side, side, dtype=torch.bool)
+        if label == DISC:
+            place = (torch.arange(side) + 0.5) * 2 / side - 1  # -1..1
+            inside = place[:, None] ** 2 + place**2 <= 1
+        image[:, y : y + side, x : x + side][:, inside] = torch.tensor(COLOURS[label])[:, None]
+        boxes.append([x, y, x + side, y + side])
+        labels.append(label)
+    return image, {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels)}
+
+
+def sized(boxes: Tensor) -> list[list[float]]:
+    """x y w h, as COCO has them."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+
+
+def measure(found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> float:
+    """AP at an IoU of 0.5, mean of the two classes."""
+    objects = [
+        {"id": 10 * k + n, "image_id": k, "category_id": int(label), "bbox": box}
+        for k, target in enumerate(targets)
+        for n, (box, label) in enumerate(zip(sized(target["boxes"]), target["labels"], strict=True))
+    ]
+    results = [
+        {"image_id": k, "category_id": int(label), "bbox": box, "score": float(score)}
+        for k, one in enumerate(found)
+        for box, label, score in zip(sized(one["boxes"]), one["labels"], one["scores"], strict=True)
+    ]
+    truth = {
+        "images": [{"id": k} for k in range(len(targets))],
+        "categories": [{"id": label} for label in COLOURS],
+        "annotations": objects,
+    }
+    return sized_ap(truth, results, iou_thresholds=(0.5,))["all", 0.5]
+
+
+@pytest.mark.parametrize("neck", ["fpn", "sspnet"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_four_pictures_are_learnt(detector, neck):
+    torch.manual_seed(0)
+    model = create(
+        f"{detector}_{neck}_resnet_nano",
+        num_classes=2,
+        neck_channels=32,
+        max_per_image=50,
+        **DETECTORS[detector],
+    )
+    images, targets = zip(*(draw_scene(*scene, k) for k, scene in enumerate(SCENES)), strict=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, RATE, total_steps=STEPS, pct_start=0.2
+    )
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        sum(model(images, targets).values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        found = model.eval()(images)
+    assert measure(found, targets) > 0.9
+    swapped = [{**one, "labels": 3 - one["labels"]} for one in found]
+    assert measure(swapped, targets) < 0.5  # the classes are told apart
