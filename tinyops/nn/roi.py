@@ -27,11 +27,9 @@ class RoIPool(nn.Module):
     to the last.
 
     Args:
-        channels: of the pooled features.
-        size: their height and width.
-        hidden: width of the shared layers.
-        num_classes: of objects.
-        class_agnostic: one box for all classes, else one for each.
+        strides: pixels per cell of every level that is pooled from, the finest first.
+        size: height and width of the pooled features.
+        finest_scale: boxes of less than twice this side, in pixels, are seen on level 0.
     """
 
     def __init__(
@@ -77,7 +75,15 @@ class RoIPool(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Class and box of pooled features by two shared linear layers (Fast R-CNN on FPN)."""
+    """Class and box of pooled features by two shared linear layers (Fast R-CNN on FPN).
+
+    Args:
+        channels: of the pooled features.
+        size: their height and width.
+        hidden: width of the shared layers.
+        num_classes: of objects.
+        class_agnostic: one box for all classes, else one for each.
+    """
 
     def __init__(
         self,
