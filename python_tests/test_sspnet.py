@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyops.nn import attention_loss
+from tinyops.nn import distributed
 from tinyops.nn.attention_loss import AttentionLoss
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.sspnet import ContextAttention, SSPNet
@@ -269,8 +269,18 @@ def test_objects_of_four_pixels_are_positive_unless_bands_are_strict():
 def test_counts_are_shared_by_processes(monkeypatch):
     logits, batch, truth = make_logits(2), make_batch(2), LAYOUTS["none"]
     alone = AttentionLoss()(logits, batch, truth)["loss_attention_bce"]
-    monkeypatch.setattr(attention_loss, "mean_over_processes", lambda count: 2 * count)
+    monkeypatch.setattr(distributed, "mean_over_processes", lambda count: 2 * count)
     assert AttentionLoss()(logits, batch, truth)["loss_attention_bce"] == alone / 2
+
+
+def test_losses_keep_double_precision():
+    logits, batch = [x.detach().double() for x in make_logits(2)], make_batch(2)
+    losses = AttentionLoss()(logits, batch, LAYOUTS["regions"])
+    for name, loss in AttentionLoss()(
+        [x.float() for x in logits], batch, LAYOUTS["regions"]
+    ).items():
+        assert losses[name].dtype == torch.float64
+        assert 0 < abs(losses[name].item() - loss.item()) < 1e-5
 
 
 def test_extreme_logits_give_finite_losses():
