@@ -6,8 +6,8 @@
 # Installs the library twice into a temporary directory, with and without CUDA kernels (then Triton
 # has the GPU), tests both, runs the CUDA kernels under compute-sanitizer, and measures.
 # Leaves at most 8 files in OUT_DIR. Exits with 1 if a step failed; the later ones run all the same.
-# Needs nvcc, torch, triton, pytest, hypothesis, pybind11, ninja and cmake; torchvision is a peer if
-# it is there. PYTHON: which Python.
+# Needs nvcc, torch, torchvision, safetensors, triton, pytest, hypothesis, pybind11, ninja and cmake.
+# PYTHON: which Python.
 # shellcheck disable=SC2317  # step calls the functions by name, in a shell of its own
 set -uo pipefail
 if [[ $# != 1 ]]; then
@@ -76,9 +76,18 @@ build() { # build 0|1: into install_0 or install_1, from a copy, so that no buil
 print(tinyops.__file__, _eval.build_facts()); assert tinyops.has_cuda_kernels == bool($1)"
 }
 
+gpu_test_files() { # the others need packages that are no use here
+  local file
+  for file in "$root"/tinyops/ops/[a-z]*.py; do
+    file=${file##*/}
+    ls "$root"/python_tests/test_"${file%.py}"*.py
+  done | sort -u
+  echo "$root"/python_tests/test_{registration,models_gpu}.py
+}
+
 tests() { # tests 0|1; tests that were all skipped are a failure
   [[ -d install_$1/tinyops ]] || exit 1 # else another tinyops might be found
-  PYTHONPATH=$work/install_$1 "$python" -m pytest "$root/python_tests" --rootdir "$root" \
+  PYTHONPATH=$work/install_$1 "$python" -m pytest $(gpu_test_files) --rootdir "$root" \
     -c "$root/pyproject.toml" -p no:cacheprovider -q -k "$gpu_tests" --durations=10 |
     tee /dev/stderr | grep -E '[1-9][0-9]* passed'
 }
@@ -99,7 +108,13 @@ bench_one() { # bench_one OPERATOR OPTIONS...: with CUDA kernels; leaves numbers
   bench 1 "$@" --json "$work/json/$1" --markdown "$work/md/$1"
 }
 
-export -f environment build tests sanitize bench bench_one
+bench_training() { # SSPNet's training step against plain PyTorch
+  [[ -d install_1/tinyops ]] || exit 1
+  PYTHONPATH=$work/install_1 "$python" "$root/benchmarks/train_step.py" --device cuda --batch 4 \
+    --amp --seconds 8 --json "$work/json/train_step" --markdown "$work/md/train_step"
+}
+
+export -f gpu_test_files bench_training environment build tests sanitize bench bench_one
 export python root work gpu_tests
 mkdir "$work"/{json,md}
 
@@ -110,6 +125,7 @@ step "bench, nms" 60 bench.log bench_one nms
 step "bench, stitch_tiles" 40 bench.log bench_one stitch_tiles
 step "bench, max_overlap" 60 bench.log bench_one max_overlap
 step "bench, sample_negatives" 40 bench.log bench_one sample_negatives
+step "bench, training step" 90 bench.log bench_training
 step "memcheck" 90 sanitizer.log sanitize memcheck
 step "racecheck" 60 sanitizer.log sanitize racecheck
 step "bench, gated_upsample_add" 80 bench.log bench_one gated_upsample_add --shapes p2x8,p4

@@ -58,7 +58,9 @@ def make(options: argparse.Namespace, peer: str) -> tuple[dict[str, Step], Any]:
 
     torch.manual_seed(0)
     device = torch.device(options.device)
-    model = create(options.model, collapse=peer == "tinyops").to(device).train()
+    # Frozen as with pretrained weights, and as in the released settings.
+    model = create(options.model, collapse=peer == "tinyops", frozen_stages=1, norm_eval=True)
+    model.to(device).train()
     images, targets = scene(options, device)
     batch = collate_images(images, mean=model.mean, std=model.std)
     truth = collate_targets(targets)
