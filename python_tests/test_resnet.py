@@ -112,6 +112,10 @@ def test_files_that_do_not_fit_are_refused(published, tmp_path):
     torch.save({"state_dict": state}, path)
     with pytest.raises(ValueError, match="must be a state dict of tensors"):
         resnet.resnet18(weights=path)
+    for name in ("bad.pth", "bad.safetensors"):
+        (tmp_path / name).write_text("hello")
+        with pytest.raises(ValueError, match=rf"must be a state dict, but .*{name} cannot be read"):
+            resnet.resnet18(weights=tmp_path / name)
 
 
 def test_random_weights_train_as_a_whole():

@@ -143,10 +143,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         ValueError: for a file that is no state dict, or names or shapes that do not fit.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of any class, where the file is no pickle
+        raise ValueError(f"weights must be a state dict, but {path} cannot be read") from error
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise ValueError(f"weights must be a state dict of tensors, got another object in {path}")
     _load(model, state, str(path))
