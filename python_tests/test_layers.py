@@ -11,6 +11,7 @@ from backends import ROOT
 # What each layer may import of the package, besides itself, and of others.
 LAYERS = {
     "_lib": (set(), {"torch"}),
+    "_files": (set(), {"torch", "safetensors"}),
     "_triton": (set(), {"torch", "triton"}),
     "ops": ({"_triton"}, {"torch"}),
     "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
