@@ -78,7 +78,7 @@ class AttentionLoss(nn.Module):
             truth: the objects.
 
         Returns:
-            "loss_attention_bce" and "loss_attention_dice", scalars.
+            "attention_bce" and "attention_dice", scalars.
         """
         sizes = (batch.pixels.shape[0], *batch.pixels.shape[-2:])
         targets = attention_targets(
@@ -110,8 +110,8 @@ class AttentionLoss(nn.Module):
             bce.append(self._cross_entropy(x, target, background))
             dice.append(self._dice(x, target > 0, background | (target < 0)))
         return {
-            "loss_attention_bce": self.bce_weight * torch.stack(bce).sum(),
-            "loss_attention_dice": self.dice_weight * torch.stack(dice).sum(),
+            "attention_bce": self.bce_weight * torch.stack(bce).sum(),
+            "attention_dice": self.dice_weight * torch.stack(dice).sum(),
         }
 
     def _cross_entropy(self, x: Tensor, target: Tensor, background: Tensor) -> Tensor:
