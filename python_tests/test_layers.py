@@ -16,7 +16,7 @@ LAYERS = {
     "ops": ({"_triton"}, {"torch"}),
     "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
     "models": ({"_files", "ops", "nn"}, {"torch", "torchvision", "safetensors"}),
-    "data": ({"ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
+    "data": ({"_files", "ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
     "config": ({"_files"}, {"yaml"}),
     "train": ({"_files", "ops", "nn", "data", "evaluation"}, {"torch", "rich"}),
