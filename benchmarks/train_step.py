@@ -4,8 +4,10 @@
     python benchmarks/train_step.py --device cuda --batch 8 --amp
 
 Two models with the same weights and images; one runs tinyops' operators and the collapsed
-attention, the other what models/plain.py has. First the results are compared, then steps are timed
-in turns. Memory is what one step adds at its peak, each model in a process of its own.
+attention, the other what models/plain.py has. First the losses of the necks are compared (those of
+whole steps depend on draws), then steps, forward and backward without the optimizer, are timed in
+turns. Memory is what one step adds to the process at its peak, each model in a process of its own;
+on a GPU what torch allocates.
 """
 
 import argparse
