@@ -53,11 +53,11 @@ def test_published_costs(name):
     assert found.parameters == parameters
 
 
-def test_the_collapsed_attention_saves_what_the_fuse_convolution_shares():
+def test_the_collapsed_attention_saves_what_convolutions_share():
     plain = costs("faster_rcnn_sspnet_resnet50", collapse=False)
     collapsed = costs("faster_rcnn_sspnet_resnet50")
-    # The fuse convolution, 1024 -> 256 channels at 128 x 160: 48.3 to 20.1 billion products,
-    # of 1 + 16/36 + 25/144 + 25/576 quarters; borders of the small maps cost a little more.
-    saved = (plain.macs - collapsed.macs) / 1e9
-    assert 27.9 < saved < 28.3
+    # The fuse convolution, 1024 -> 256 channels at 128 x 160: 48.3 to 20.4 billion products, those
+    # of 1 + 16/36 + 25/144 + 25/576 quarters and of borders; two of the chain, 15.1 to 8.4, and
+    # about 1.5 for their kernels and borders.
+    assert round((plain.macs - collapsed.macs) / 1e9, 1) == 33.0
     assert collapsed.parameters == plain.parameters

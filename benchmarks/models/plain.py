@@ -1,13 +1,13 @@
 """SSPNet's training step in plain PyTorch: what one writes without tinyops.
 
-Matching by the matrix of overlaps, sampling by multinomial, torchvision's suppression, the pyramid
-by F.interpolate and elementwise operators, attention targets painted box by box. `installed()` puts
-these functions in the place of tinyops' in the modules of its zoo; the neck is made plain by
-`make_plain`.
+Matching by the matrix of overlaps, sampling by multinomial, region proposals with gradients through
+the dense maps, torchvision's suppression, the pyramid by F.interpolate and elementwise operators,
+attention targets painted box by box. `installed()` puts these functions in the place of tinyops' in
+the modules of its zoo; the attention is plain with `collapse=False`.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from tinyops.nn.anchors import BatchAnchors
 from tinyops.nn.assign import BACKGROUND, IGNORED
-from tinyops.nn.batch import GroundTruth
+from tinyops.nn.batch import GroundTruth, ImageBatch
+from tinyops.nn.rpn import Proposals, RegionProposalNetwork
 
 
 def match_by_overlap(
@@ -147,6 +149,26 @@ def gated_upsample_add(
     return low + gate_low * F.interpolate(gate_high, size=size, mode="nearest") * up
 
 
+def rpn_forward(
+    self: RegionProposalNetwork,
+    levels: Sequence[Tensor],
+    batch: ImageBatch,
+    truth: GroundTruth | None = None,
+) -> tuple[Proposals, dict[str, Tensor]]:
+    """`RegionProposalNetwork.forward` with gradients through the dense maps."""
+    predictions = self.predict(levels)
+    anchors = self.anchors.of_batch(levels, batch)
+    losses = {}
+    if truth is not None:
+
+        def predict_at(_: Any, anchors: BatchAnchors, chosen: Tensor) -> tuple[Tensor, ...]:
+            return tuple(anchors.select(x)[chosen] for x in predictions)
+
+        with mock.patch.object(self, "predict_at", predict_at):
+            losses = self.losses(levels, anchors, batch, truth)
+    return self.propose(*predictions, anchors, batch), losses
+
+
 OWN = (
     match_by_overlap,
     sample_negatives,
@@ -170,5 +192,6 @@ def installed() -> Iterator[None]:
                     if hasattr(module, function.__name__):
                         stack.enter_context(mock.patch.object(module, function.__name__, function))
                         replaced += 1
+        stack.enter_context(mock.patch.object(RegionProposalNetwork, "forward", rpn_forward))
         assert replaced >= len(OWN), "the zoo no longer calls what is replaced here"
         yield

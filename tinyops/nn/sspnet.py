@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tinyops.nn.attention_loss import AttentionLoss
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.collapsed_conv import PyramidConv
+from tinyops.nn.composed_conv import composed_conv
 from tinyops.nn.fpn import initialise_convolutions, pyramid_strides
 from tinyops.ops import gated_upsample_add
 
@@ -25,7 +26,8 @@ class ContextAttention(nn.Module):
         attention: the gates. "chain", the released code: 3x3 convolutions one after the other
             without activation, all but the first of stride 2, and a 3x3 convolution to one channel
             on each. "parallel", eq. 1 as printed: one 3x3 convolution of stride 2^k for level k.
-        collapse: compute the first convolution at the resolution of the levels (exact, cheaper).
+        collapse: compute the first convolution at the resolution of the levels, and the first of
+            the chain together with those that follow it (exact, cheaper).
         norm_layer: makes a normalisation from a number of channels.
 
     Raises:
@@ -46,6 +48,7 @@ class ContextAttention(nn.Module):
             raise ValueError(f"channels must be a positive multiple of 4, got {channels}")
         if attention not in ("chain", "parallel"):
             raise ValueError(f"attention must be 'chain' or 'parallel', got {attention!r}")
+        self.collapse = collapse
         self.fuse = PyramidConv(channels, channels, levels, collapse=collapse)
         self.branches = nn.ModuleList(
             [
@@ -77,12 +80,26 @@ class ContextAttention(nn.Module):
         parts.append(whole(self.pool(x)).expand_as(parts[0]))
         x = F.relu_(torch.cat(parts, 1))
         x = self.relu(self.context_norm(self.context_conv(x)))
-        logits = []
-        for k, conv in enumerate(self.attention_convs):
-            if self.down_convs:
-                x = self.down_convs[k](x)
+        if not self.down_convs:
+            return [conv(x) for conv in self.attention_convs]
+        first, *others = self.down_convs
+        if self.collapse and others:  # nobody needs the first map itself
+            logits = [_composed(x, first, self.attention_convs[0])]
+            x = _composed(x, first, others[0])
+        else:
+            x = first(x)
+            logits = [self.attention_convs[0](x)]
+            x = others[0](x) if others else x
+        for k, conv in enumerate(self.attention_convs[1:]):
+            x = others[k](x) if k else x
             logits.append(conv(x))
         return logits
+
+
+def _composed(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    return composed_conv(x, first, second)
 
 
 class SSPNet(nn.Module):
