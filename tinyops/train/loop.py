@@ -180,6 +180,8 @@ def fit(
     folder = Path(folder)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
+        for torn in folder.glob(".*.tmp"):  # what `replacing` left where it was killed
+            torn.unlink()
     last = folder / "last.safetensors"
     wait_for_all()
     resume = resume and last.is_file()
