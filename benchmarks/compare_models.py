@@ -26,6 +26,7 @@ import torchvision
 from report import cpu_name
 
 import tinyops
+from tinyops.data.synth_write import PRESETS, Preset, write_tinysea
 from tinyops.models import create
 from tinyops.nn.complexity import complexity
 
@@ -75,13 +76,20 @@ def folder_of_data(options: argparse.Namespace) -> Path:
     if options.data != "synth":
         return Path(options.data)
     folder = options.out / "data"
-    if not (folder / "val.json").is_file():
-        command = [sys.executable, "-m", "tinyops", "data", "synth", "--out", str(folder)]
-        if options.size:
-            command += ["--images", "8000", "--size", *map(str, options.size)]
-        else:
-            command += ["--preset", "tinysea-s"]
-        subprocess.run(command, check=True)
+    preset, first = PRESETS["tinysea-s"], 0
+    if options.size:
+        preset = Preset((("train", 8000), ("val", 1000)), tuple(options.size))
+    for split, count in preset.splits:
+        if not (folder / f"{split}.json").is_file():
+            write_tinysea(
+                folder,
+                images=count,
+                size=preset.size,
+                split=split,
+                first=first,
+                workers=options.jobs,
+            )
+        first += count
     return folder
 
 
@@ -93,9 +101,6 @@ def train(options: argparse.Namespace, data: Path, layout: str, seed: int) -> di
     """One run; the metrics at its end."""
     name = LAYOUTS[layout].format(options.backbone)
     out = options.out / f"{name}-seed{seed}"
-    result = out / "result.json"
-    if result.is_file():
-        return dict(json.loads(result.read_text()))
     command = [sys.executable, "-m", "tinyops", "train", "--model", name, "--out", str(out)]
     for split, prefix in (("train", ""), ("val", "val-")):
         command += [f"--{prefix}annotations", str(data / f"{split}.json")]
@@ -103,7 +108,8 @@ def train(options: argparse.Namespace, data: Path, layout: str, seed: int) -> di
     command += ["--tile", *map(str, options.tile), "--steps", str(options.steps)]
     command += ["--batch", str(options.batch), "--lr", str(options.lr), "--seed", str(seed)]
     command += ["--optimizer", "adamw", "--schedule", "cosine", "--warmup", "100", "--clip", "10"]
-    command += ["--val-every", "1000000", "--save-every", "200", "--workers", "0"]
+    command += ["--val-every", "1000000", "--save-every", "200"]
+    command += ["--workers", "0" if options.device == "cpu" else "8"]
     command += ["--max-detections", str(options.max_detections), "--device", options.device]
     command += ["--override", *overrides(options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1" if options.device == "cpu" else "8"}
@@ -112,14 +118,14 @@ def train(options: argparse.Namespace, data: Path, layout: str, seed: int) -> di
         subprocess.run(command, check=True, env=environment, stdout=output, stderr=output)
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     metrics: dict[str, float] = [row for row in rows if row["kind"] == "val"][-1]
-    result.write_text(json.dumps(metrics) + "\n")
     return metrics
 
 
-def cost(options: argparse.Namespace, layout: str) -> str:
+def cost(options: argparse.Namespace, data: Path, layout: str) -> str:
     """Millions of parameters and billions of multiply-accumulates of a tile."""
     settings = {**ALIKE, **dict(map(_pair, shlex.split(options.small)))}
-    model = create(LAYOUTS[layout].format(options.backbone), **settings)
+    classes = len(json.loads((data / "train.json").read_text())["categories"])
+    model = create(LAYOUTS[layout].format(options.backbone), classes, **settings)
     width, height = options.tile
     found = complexity(model, [torch.rand(3, height, width)])
     return f"{found.parameters / 1e6:.2f} | {found.macs / 1e9:.2f}"
@@ -130,7 +136,7 @@ def _pair(word: str) -> tuple[str, object]:
     return key, json.loads(value)
 
 
-def table(options: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> str:
+def table(options: argparse.Namespace, data: Path, found: dict[str, list[dict[str, float]]]) -> str:
     def cell(values: Sequence[float]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
@@ -141,7 +147,7 @@ def table(options: argparse.Namespace, found: dict[str, list[dict[str, float]]])
     ]
     for layout, runs in found.items():
         cells = [cell([run[f"ap50_{band}"] for run in runs]) for band in BANDS]
-        lines.append(f"| {layout} | {cost(options, layout)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {layout} | {cost(options, data, layout)} | " + " | ".join(cells) + " |")
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     machine = cpu_name() if options.device == "cpu" else torch.cuda.get_device_name()
     head = (
@@ -161,7 +167,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {layout: [] for layout in LAYOUTS}
     for (layout, _), metrics in zip(plan, results, strict=True):
         found[layout].append(metrics)
-    text = table(options, found)
+    text = table(options, data, found)
     print(text)
     if options.markdown:
         options.markdown.write_text(text)

@@ -127,7 +127,10 @@ def with_(**entries):
         (with_(labels=torch.tensor([4])), r"'labels'\]\[0\] must be in 1\.\.3, got 4"),
         (with_(boxes=torch.tensor([[5.0, 1, 2, 2]])), r"'boxes'\]\[0\] must be finite with x2"),
         (with_(boxes=torch.tensor([[1.0, 1, 2, torch.nan]])), r"'boxes'\]\[0\] must be finite"),
-        (with_(boxes=torch.zeros(1, 4, device="meta")), "must be on cpu like its image, got meta"),
+        (with_(boxes=torch.zeros(1, 4, device="meta")), r"'boxes'\] must be on cpu.*got meta"),
+        (with_(labels=torch.ones(1, device="meta").long()), r"'labels'\] must be on cpu.*got meta"),
+        (with_(ignore=torch.ones(1, device="meta").bool()), r"'ignore'\] must be on cpu.*got meta"),
+        (with_(boxes=[[1, 1, 2, 2]]), r"'boxes'\] must be a tensor, got list"),
     ],
 )
 def test_bad_targets(bad, text):

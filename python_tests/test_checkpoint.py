@@ -148,6 +148,25 @@ def test_foreign_and_corrupt_files_are_refused(tmp_path):
         load(path, build=build)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weights": "imagenet"},
+        {"timm_options": {"pretrained": True}},
+        {"timm_options": {"checkpoint_path": "other.pth"}},
+        {"name": "faster_rcnn_fpn_timm:hf-hub:somebody/something"},
+    ],
+)
+def test_a_file_cannot_ask_for_other_files(tmp_path, arguments):
+    path = tmp_path / "a.safetensors"
+    facts = {"tinyops": "0.1.0", "name": "toy", "categories": None, "arguments": arguments}
+    if "name" in arguments:
+        facts |= {"name": arguments["name"], "arguments": {}}
+    write_tensors(path, MODEL, made().state_dict(), facts)
+    with pytest.raises(ValueError, match="in the file itself"):
+        load(path, build=lambda **_: pytest.fail("nothing may be built"))
+
+
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.999])
 def test_a_file_cut_short_is_refused(tmp_path, kept):
     path = tmp_path / "a.safetensors"

@@ -21,7 +21,7 @@ MODEL += ["--override", "head_channels=16", "proposals=[30, 30]", "samples=16", 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_tinysea(folder, images=3, size=(96, 64), seed=1)
+    write_tinysea(folder, images=3, size=(96, 64), seed=4)  # two of them show people
     write_tinysea(folder, images=2, size=(96, 64), seed=2, split="val")
     return folder
 
@@ -102,14 +102,19 @@ def test_the_command_line_wins(tmp_path):
         (["--model", "faster_rcnn_fpn_resnet_nan"], "such as faster_rcnn_fpn_resnet_nano"),
         (["--override", "neck_chanels=3"], "neck_chanels"),
         (["--override", "neck_channels"], "override must be NAME=VALUE, got 'neck_channels'"),
+        (["--override", "neck_channels=-3"], "got {'neck_channels': -3"),
+        (["--override", "num_classes=2"], "num_classes"),
         (["--weights", "no.pth"], "no.pth"),
+        (["--epochs", "inf"], "epochs must be above 0 and finite, got inf"),
+        (["--best", "ap50_reasonable"], "best is ap50_reasonable, but there is no object of its"),
         (["--tile", "10", "10"], "overlap must be in [0, 10), got 16"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
         (["--batch", "3", "--parts", "2"], "batch must be a multiple of parts, 2, got 3"),
-        (["--lr", "-1"], "lr must be above 0, got -1"),
+        (["--lr", "-1"], "lr must be above 0 and finite, got -1"),
         (["--ema", "1"], "ema must be in [0, 1), got 1"),
         (["--best", "map"], "best must be one of ap25_all, ap25_tiny"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:<k>, got 'gpu'"),
+        (["--device", "mps"], "device must be auto, cpu, cuda or cuda:<k>, got 'mps'"),
         (["--device", "cuda:99"], "device must be here, got 'cuda:99'"),
         (["--config", "no.yaml"], "no.yaml"),
     ],
@@ -145,6 +150,26 @@ def test_a_loss_that_is_not_finite_ends_the_command(folder, tmp_path, capsys):
     arguments = command(folder, tmp_path / "run", "--lr", "1e20", "--warmup", "0", "--steps", "9")
     assert main(arguments) == 1
     assert "must be finite, got" in capsys.readouterr().err
+
+
+def test_boxes_without_area_can_be_left_out(folder, tmp_path, capsys):
+    table = json.loads((folder / "train.json").read_text())
+    table["annotations"][0]["bbox"][2] = 0
+    (tmp_path / "train.json").write_text(json.dumps(table))
+    more = ["--annotations", str(tmp_path / "train.json"), "--steps", "1"]
+    assert main(command(folder, tmp_path / "run", *more)) == 2
+    assert "annotations[0]: bbox has no area" in capsys.readouterr().err
+    assert main(command(folder, tmp_path / "run", *more, "--drop-empty-boxes")) == 0
+
+
+def test_images_of_another_size_are_found_before_the_training(folder, tmp_path, capsys):
+    table = json.loads((folder / "val.json").read_text())
+    table["images"][1]["width"] += 1
+    (tmp_path / "val.json").write_text(json.dumps(table))
+    more = ["--val-annotations", str(tmp_path / "val.json")]
+    assert main(command(folder, tmp_path / "run", *more)) == 2
+    assert "must be 97x64 px as the json says, got 96x64" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_arguments_are_named(capsys):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tinyops.data import dataset as dataset_module
 from tinyops.data.coco import CocoImage, read_coco
-from tinyops.data.dataset import CocoTiles
+from tinyops.data.dataset import CocoTiles, check_headers
 from tinyops.data.transforms import simple_augmentation
 
 CONTENT = {
@@ -84,8 +84,16 @@ def test_flags_mean_ignore(folder, flag):
         (("images", 1, "file_name"), None, r"images\[1\]: file_name must be a text"),
         (("annotations", 1), [], r"annotations\[1\] must be an object"),
         (("annotations", 1, "image_id"), 5, r"annotations\[1\]: image_id 5 does not exist"),
+        (("annotations", 1, "image_id"), [4], r"annotations\[1\]: image_id \[4\] does not exist"),
         (("annotations", 1, "image_id"), None, r"annotations\[1\]: image_id None does not exist"),
         (("annotations", 1, "category_id"), 1, r"annotations\[1\]: category_id 1 does not exist"),
+        (("annotations", 1, "category_id"), {}, r"annotations\[1\]: category_id {} does not exist"),
+        (("annotations", 1, "area"), None, r"annotations\[1\]: area must be a finite number"),
+        (
+            ("annotations", 1, "bbox"),
+            [1, 2, 10**400, 4],
+            r"annotations\[1\]: bbox must be of finite",
+        ),
         (("annotations", 1, "bbox"), [1, 2, 3], r"annotations\[1\]: bbox must be \[x, y"),
         (("annotations", 1, "bbox"), None, r"annotations\[1\]: bbox must be \[x, y"),
         (("annotations", 1, "bbox"), [1, 2, "3", 4], r"annotations\[1\]: bbox must be of finite"),
@@ -120,6 +128,9 @@ def test_missing_files_are_counted(folder):
 
 def test_text_that_is_no_json_is_refused(folder):
     (folder / "set.json").write_text("{")
+    with pytest.raises(ValueError, match=r"set\.json is not JSON"):
+        read_coco(folder / "set.json", folder)
+    (folder / "set.json").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"set\.json is not JSON"):
         read_coco(folder / "set.json", folder)
 
@@ -239,9 +250,12 @@ def test_the_image_used_longest_ago_is_forgotten_first(folder, monkeypatch):
 
 def test_wrong_files_are_named(folder):
     tiles = CocoTiles(read(folder))
+    check_headers(tiles.data.images)
     Image.new("RGB", (30, 21)).save(folder / "b.png")
     with pytest.raises(ValueError, match=r"b\.png must be 30x20 px as the json says, got 30x21"):
         tiles[1]
+    with pytest.raises(ValueError, match=r"b\.png must be 30x20"):
+        check_headers(tiles.data.images)
     Image.fromarray(np.zeros((20, 30), np.uint16)).save(folder / "b.png")
     with pytest.raises(ValueError, match=r"b\.png must have 8-bit pixels"):
         tiles[1]
@@ -251,6 +265,8 @@ def test_wrong_files_are_named(folder):
     (folder / "b.png").write_bytes(b"no image")
     with pytest.raises(OSError, match=r"cannot decode .*b\.png"):
         tiles[1]
+    with pytest.raises(OSError, match=r"cannot decode .*b\.png"):
+        check_headers(tiles.data.images)
 
 
 def test_orientation_in_exif_is_not_applied(folder):

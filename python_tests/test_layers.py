@@ -11,11 +11,12 @@ from backends import ROOT
 # What each layer may import of the package, besides itself, and of others.
 LAYERS = {
     "_lib": (set(), {"torch"}),
+    "_files": (set(), {"torch", "safetensors"}),
     "_triton": (set(), {"torch", "triton"}),
     "ops": ({"_triton"}, {"torch"}),
     "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
     "models": ({"_files", "ops", "nn"}, {"torch", "torchvision", "safetensors"}),
-    "data": ({"ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
+    "data": ({"_files", "ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
     "config": ({"_files"}, {"yaml"}),
     "train": ({"_files", "ops", "nn", "data", "evaluation"}, {"torch", "rich"}),

@@ -1,16 +1,20 @@
 """Detectors by name."""
 
+import copy
 import json
 
 import pytest
 import timm
 import torch
 from detection import target
+from torch.optim.swa_utils import AveragedModel
 
 from tinyops.models import OneStageDetector, TwoStageDetector, create, list_models, load, save
+from tinyops.nn.batch import collate_targets
 from tinyops.nn.cascade import CascadeRoIHeads
 from tinyops.nn.fpn import FPN
 from tinyops.nn.roi import RoIHeads
+from tinyops.nn.rpn import Proposals
 from tinyops.nn.sampling import RandomSampler, WeightedNegativeSampler
 from tinyops.nn.sspnet import SSPNet
 
@@ -30,7 +34,9 @@ BACKBONES = (
 def small(name, **options):
     """A model of few channels."""
     options = {"neck_channels": 16, **options}
-    if not name.startswith("retinanet"):
+    if name.startswith("retinanet"):
+        options = {"score_threshold": 0.001, **options}  # below the prior: it detects something
+    else:
         options = {"head_channels": 32, "proposals": [60, 60], **options}
     return create(name, **options)
 
@@ -41,6 +47,7 @@ def images():
 
 
 TARGETS = [target((10, 10, 18, 22), (40, 30, 49, 38), labels=[1, 2]), target()]
+TARGETS_OF_ONE_CLASS = [target((10, 10, 18, 22), (40, 30, 49, 38)), target()]
 
 
 def test_list():
@@ -60,6 +67,7 @@ def test_models_train_and_detect(pair):
     with torch.no_grad():
         found = model.eval()(images())
     for one, (height, width) in zip(found, ((64, 96), (50, 40)), strict=True):
+        assert len(one["scores"]) > 0
         assert one["boxes"].shape == (len(one["scores"]), 4)
         assert (one["boxes"] >= 0).all()
         assert (one["boxes"] <= torch.tensor([width, height, width, height])).all()
@@ -100,6 +108,31 @@ def test_settings_of_sspnet():
     assert (heads.sampler.num_samples, heads.sampler.positive_fraction) == (512, 0.25)
     assert (heads.nms, heads.nms_threshold, heads.max_per_image) == ("soft_nms", 0.3, 500)
     assert heads.score_threshold == 0.05
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "cascade_rcnn"])
+@pytest.mark.parametrize("neck", ["fpn", "sspnet"])
+def test_weighted_proposals_are_drawn_by_their_objectness(detector, neck):
+    name = f"{detector}_{neck}_resnet_nano"
+    model = small(name, weighted_proposals=True, weighted_negatives=False, samples=8)
+    assert type(model.rpn.sampler) is RandomSampler
+    scores = torch.randperm(200) / 200
+    corners = 50 * torch.rand(200, 2)
+    proposals = Proposals(torch.cat([corners, corners + 9], 1), scores, torch.zeros(200).long())
+    for stage in getattr(model.roi_heads, "stages", [model.roi_heads]):
+        assert isinstance(stage.sampler, WeightedNegativeSampler)
+        assert (stage.sampler.num_samples, stage.sampler.positive_fraction) == (8, 0.25)
+        stage.sampler.temperature = 1e-4  # the weights of neighbours differ by exp(20)
+        drawn = stage.sample(proposals, collate_targets([target()]), 1).scores
+        assert sorted(drawn.tolist()) == sorted(scores.tolist())[-8:]
+    losses = model(images(), TARGETS_OF_ONE_CLASS)
+    assert all(x.isfinite() for x in losses.values())
+
+
+def test_proposals_by_their_objectness_are_not_the_default():
+    for name in ("faster_rcnn_sspnet_resnet_nano", "cascade_rcnn_sspnet_resnet_nano"):
+        heads = small(name).roi_heads
+        assert type(getattr(heads, "stages", [heads])[0].sampler) is RandomSampler
 
 
 def test_settings_of_fpn():
@@ -162,6 +195,7 @@ def test_overrides_reach_their_parts():
     ],
 )
 def test_recipe_makes_the_model_anew(name, options):
+    options["score_threshold"] = 0.001
     model = create(name, num_classes=3, neck_channels=16, **options)
     recipe = json.loads(json.dumps(model.recipe))
     assert recipe == model.recipe
@@ -173,8 +207,25 @@ def test_recipe_makes_the_model_anew(name, options):
     assert str(again) == str(model)
     with torch.no_grad():
         for one, two in zip(model.eval()(images()), again.eval()(images()), strict=True):
+            assert len(one["scores"]) > 0
             assert torch.equal(one["boxes"], two["boxes"])
             assert torch.equal(one["scores"], two["scores"])
+
+
+def test_copies_are_independent_and_detect_the_same():
+    model = small("cascade_rcnn_sspnet_resnet_nano", frozen_stages=1).eval()
+    copies = [copy.deepcopy(model), AveragedModel(model).module.eval()]
+    with torch.no_grad():
+        expected = model(images())
+        for parameter in model.parameters():
+            parameter.zero_()
+        for again in copies:
+            assert again.recipe == model.recipe
+            assert not again.train().backbone.layer1.training
+            for one, two in zip(again.eval()(images()), expected, strict=True):
+                assert len(one["scores"]) > 0
+                assert torch.equal(one["boxes"], two["boxes"])
+                assert torch.equal(one["scores"], two["scores"])
 
 
 def test_backbones_of_timm():
@@ -198,6 +249,19 @@ def test_weights_of_the_backbone_from_a_file(tmp_path):
     for name, value in source.backbone.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], value)
     assert "weights" not in model.recipe
+
+
+@pytest.mark.parametrize("options", [{}, {"frozen_stages": 2, "norm_eval": False}])
+def test_what_weights_freeze_stays_frozen_in_a_model_made_anew(options, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(create("retinanet_fpn_resnet18").backbone.state_dict(), path)
+    model = small("retinanet_fpn_resnet18", weights=str(path), **options)
+    again = create(**model.recipe)
+    stages, norm_eval = options.get("frozen_stages", 1), options.get("norm_eval", True)
+    for one in (model.backbone, again.backbone):
+        assert (one.frozen_stages, one.norm_eval) == (stages, norm_eval)
+        assert not one.layer1[0].conv1.weight.requires_grad
+        assert one.layer4[0].bn1.training != norm_eval
 
 
 def test_weights_of_timm_from_a_file(tmp_path):
@@ -237,6 +301,13 @@ def test_unknown_override():
         create("retinanet_fpn_resnet_nano", head_channels=3)
 
 
+@pytest.mark.parametrize("name", ["pre_nms", "proposals"])
+@pytest.mark.parametrize("value", [[10], [10, 20, 30], 10])
+def test_numbers_of_proposals_are_pairs(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be two numbers"):
+        create("faster_rcnn_fpn_resnet_nano", **{name: value})
+
+
 def test_overrides_that_json_does_not_know():
     with pytest.raises(ValueError, match="overrides must be numbers, words or lists"):
         create("faster_rcnn_fpn_resnet_nano", anchor_scales=torch.ones(2))
@@ -252,6 +323,7 @@ def test_unknown_model_of_timm():
 )
 def test_models_are_saved_and_loaded(name, tmp_path):
     model = small(name, num_classes=2, anchor_scales=(2.0, 3.5), scale=1.5).eval()
+    assert len(model(images())[0]["scores"]) > 0
     save(model, tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors")
     assert again.recipe == model.recipe

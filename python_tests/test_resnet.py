@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from tinyops.nn import resnet
 from tinyops.nn.complexity import complexity
+from tinyops.nn.global_norm import use_global_norms
 from tinyops.nn.resnet import ResNet
 
 TINY = {"widths": (4, 8, 8, 12)}
@@ -111,6 +112,10 @@ def test_files_that_do_not_fit_are_refused(published, tmp_path):
     torch.save({"state_dict": state}, path)
     with pytest.raises(ValueError, match="must be a state dict of tensors"):
         resnet.resnet18(weights=path)
+    for name in ("bad.pth", "bad.safetensors"):
+        (tmp_path / name).write_text("hello")
+        with pytest.raises(ValueError, match=rf"must be a state dict, but .*{name} cannot be read"):
+            resnet.resnet18(weights=tmp_path / name)
 
 
 def test_random_weights_train_as_a_whole():
@@ -145,6 +150,16 @@ def test_frozen_stages_stay_in_eval_mode():
     assert torch.equal(model.layer2[0].bn1.running_mean, kept)
     assert model.layer2[0].conv1.weight.grad is None
     assert model.layer3[0].conv1.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "replace", [use_global_norms, nn.SyncBatchNorm.convert_sync_batchnorm, copy.deepcopy]
+)
+def test_frozen_stages_stay_frozen_in_copies_and_with_other_norms(replace):
+    model = replace(resnet.resnet18(**TINY, frozen_stages=1)).train()
+    assert not model.bn1.training
+    assert not model.layer1[0].bn1.training
+    assert model.layer2[0].bn1.training
 
 
 def test_bottom_heavy_weights_come_from_a_file_and_freeze_nothing(tmp_path):

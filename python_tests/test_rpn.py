@@ -92,6 +92,35 @@ def test_proposals_come_best_first_inside_their_image():
         assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
+def test_predictions_of_samples_are_those_of_the_dense_layers_and_so_are_gradients():
+    rpn = network(gain=3.0).double()
+    batch = batch_of((96, 128), (50, 33))
+    levels = [x.double().requires_grad_() for x in pyramid(batch)]
+    inputs = [*levels, *rpn.parameters()]
+    anchors = rpn.anchors.of_batch(levels, batch)
+    ends = torch.tensor([0, 1, len(anchors.boxes) - 2, len(anchors.boxes) - 1])  # corners
+    chosen = torch.cat([ends, torch.randperm(len(anchors.boxes))[:400], ends])  # some twice
+    few = rpn.predict_at(levels, anchors, chosen)
+    every = tuple(anchors.select(x)[chosen] for x in rpn.predict(levels))
+    weights = [torch.randn_like(x) for x in every]
+    first, second = (
+        torch.autograd.grad(sum((x * w).sum() for x, w in zip(found, weights, strict=True)), inputs)
+        for found in (few, every)
+    )
+    for a, b in zip((*few, *first), (*every, *second), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_samples_give_losses_and_gradients_of_zero():
+    rpn = network(positive=0.7, negative=0.0, least_best=2.0)
+    batch = batch_of((64, 64))
+    levels = [x.requires_grad_() for x in pyramid(batch)]
+    _, losses = rpn(levels, batch, truth(target()))
+    sum(losses.values()).backward()
+    assert [x.item() for x in losses.values()] == [0, 0]
+    assert all(p.grad is not None and not p.grad.any() for p in rpn.parameters())
+
+
 def test_losses_are_those_of_all_anchors_when_all_are_sampled():
     rpn = network(gain=3.0, sampler=Everything())
     batch = batch_of((96, 128), (50, 33))

@@ -131,6 +131,22 @@ def test_weights_of_negatives(options, scores, logit):
     assert abs(float(share[0] - expected[0])) < 4 * 0.5 / 2000**0.5
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"positive_fraction": 1.5}, r"positive_fraction must be in 0\.\.1, got 1\.5"),
+        ({"balance": -0.1}, r"balance must be in 0\.\.1, got -0\.1"),
+        ({"balance_on": "score"}, "balance_on must be one of .*, got 'score'"),
+        ({"overlap": "iou"}, "overlap must be one of .*, got 'iou'"),
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0"),
+    ],
+)
+def test_bad_settings(options, text):
+    with pytest.raises(ValueError, match=text):
+        WeightedNegativeSampler(**{"num_samples": 8, "positive_fraction": 0.5, **options})
+
+
 def test_image_without_objects():
     matches, boxes, ids = mixed(0, 30, 0)
     for sampler in samplers(8, 0.5):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyops.nn import attention_loss
+from tinyops.nn import distributed
 from tinyops.nn.attention_loss import AttentionLoss
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.sspnet import ContextAttention, SSPNet
@@ -228,9 +228,9 @@ def test_loss_equals_the_loops(truth, dice, strict):
     logits, batch = make_logits(5), make_batch(5)
     losses = AttentionLoss(dice=dice, strict_bands=strict)(logits, batch, truth)
     bce, dice_loss = looped_loss(logits, batch, truth, dice, strict)
-    assert list(losses) == ["loss_attention_bce", "loss_attention_dice"]
-    assert losses["loss_attention_bce"].item() == pytest.approx(bce, rel=1e-5)
-    assert losses["loss_attention_dice"].item() == pytest.approx(dice_loss, rel=1e-5, abs=1e-7)
+    assert list(losses) == ["attention_bce", "attention_dice"]
+    assert losses["attention_bce"].item() == pytest.approx(bce, rel=1e-5)
+    assert losses["attention_dice"].item() == pytest.approx(dice_loss, rel=1e-5, abs=1e-7)
     sum(losses.values()).backward()
     assert all(x.grad.isfinite().all() for x in logits)
     assert all(x.grad[0].any() for x in logits[:1])
@@ -246,8 +246,8 @@ def test_loss_of_one_level_by_hand():
     p = torch.tensor([1.0, -2, 3]).sigmoid()
     bce = -(4 * p[0].log() + 11 * (1 - p[1]).log() + (1 - p[2]).log()) / 16
     dice = 1 - 2 * (4 * p[0] + 1) / (4 * p[0] ** 2 + 4 + 2)
-    assert losses["loss_attention_bce"].item() == pytest.approx(0.01 * bce.item(), rel=1e-5)
-    assert losses["loss_attention_dice"].item() == pytest.approx(dice.item(), rel=1e-5)
+    assert losses["attention_bce"].item() == pytest.approx(0.01 * bce.item(), rel=1e-5)
+    assert losses["attention_dice"].item() == pytest.approx(dice.item(), rel=1e-5)
 
 
 def test_easy_background_has_no_gradient():
@@ -261,22 +261,32 @@ def test_easy_background_has_no_gradient():
 def test_objects_of_four_pixels_are_positive_unless_bands_are_strict():
     truth, batch = make_truth([(0, 8, 8, 12, 12)]), make_batch(1)
     logits = [torch.zeros_like(x) for x in make_logits(1)]
-    assert AttentionLoss()(logits, batch, truth)["loss_attention_dice"] == 0
+    assert AttentionLoss()(logits, batch, truth)["attention_dice"] == 0
     loose = AttentionLoss(strict_bands=False)(logits, batch, truth)
-    assert loose["loss_attention_dice"] > 0
+    assert loose["attention_dice"] > 0
 
 
 def test_counts_are_shared_by_processes(monkeypatch):
     logits, batch, truth = make_logits(2), make_batch(2), LAYOUTS["none"]
-    alone = AttentionLoss()(logits, batch, truth)["loss_attention_bce"]
-    monkeypatch.setattr(attention_loss, "mean_over_processes", lambda count: 2 * count)
-    assert AttentionLoss()(logits, batch, truth)["loss_attention_bce"] == alone / 2
+    alone = AttentionLoss()(logits, batch, truth)["attention_bce"]
+    monkeypatch.setattr(distributed, "mean_over_processes", lambda count: 2 * count)
+    assert AttentionLoss()(logits, batch, truth)["attention_bce"] == alone / 2
+
+
+def test_losses_keep_double_precision():
+    logits, batch = [x.detach().double() for x in make_logits(2)], make_batch(2)
+    losses = AttentionLoss()(logits, batch, LAYOUTS["regions"])
+    for name, loss in AttentionLoss()(
+        [x.float() for x in logits], batch, LAYOUTS["regions"]
+    ).items():
+        assert losses[name].dtype == torch.float64
+        assert 0 < abs(losses[name].item() - loss.item()) < 1e-5
 
 
 def test_extreme_logits_give_finite_losses():
     logits = [torch.full_like(x, 100.0).requires_grad_() for x in make_logits(1)]
     losses = AttentionLoss()(logits, make_batch(1), make_truth([(0, 10, 10, 18, 18)]))
-    assert losses["loss_attention_bce"].isfinite()
+    assert losses["attention_bce"].isfinite()
     sum(losses.values()).backward()
     assert all(x.grad.isfinite().all() for x in logits)
 

@@ -370,6 +370,29 @@ def test_losses_that_are_not_finite_stop_the_training(tmp_path, value):
     assert fresh.step == 6
 
 
+class Steep(Spots):
+    """A finite loss whose gradient is not, in one step."""
+
+    def forward(self, images, targets=None):
+        losses = super().forward(images, targets)
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 4:
+            losses["loss_spots"] = losses["loss_spots"] + (0 * self.body[0].weight).sum().sqrt()
+        return losses
+
+
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, save_every):
+    measure = Counter(0.1, 0.2, 0.3)
+    with pytest.raises(FloatingPointError, match="weights must be finite, but are not after step"):
+        run(tmp_path, make_training(model=Steep()), batch=5, save_every=save_every, measure=measure)
+    assert len(measure.models) == 1  # of two steps each
+    fresh = make_training()
+    fresh.restore(tmp_path / "last.safetensors", description_of(fresh.model), {})
+    assert fresh.step == (3 if save_every == 1 else 2)
+    fresh.check_weights()
+
+
 def test_losses_are_looked_at_before_other_errors_are_reported():
     training = make_training(model=Broken(3, math.nan, RuntimeError("boxes are NaN")))
     with pytest.raises(FloatingPointError, match=r"loss_spots .* at step 3"):

@@ -83,9 +83,10 @@ def test_killed_from_outside_at_a_random_step(whole, tmp_path, seed):
 def test_killed_again_and_again_in_the_middle_of_writes(whole, tmp_path):
     for kill in (["rows", 5], ["state", 1], ["step", 7], ["best", 1], ["state", 3], ["rows", 8]):
         assert exit_code(tmp_path, kill=kill) == -signal.SIGKILL, kill
+        assert len(list(tmp_path.glob(".*.tmp"))) == (kill[0] in ("state", "best"))
     assert exit_code(tmp_path) == 0
     assert_same_run(tmp_path, whole)
-    assert not list(tmp_path.glob(".*"))  # torn files are gone
+    assert not list(tmp_path.glob(".*"))  # torn files had temporary names
 
 
 class StoppedError(Exception):

@@ -32,11 +32,17 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that nobody else can read
+        temporary.chmod(0o666 & ~umask())  # mkstemp makes files that nobody else can read
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `replacing` left there in processes that were killed."""
+    for path in folder.glob(".*.????????.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -47,7 +53,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The bits that new files of this process do not get."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

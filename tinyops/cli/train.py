@@ -8,6 +8,7 @@ given on the command line wins. The same command again goes on with a training t
 import argparse
 import functools
 import importlib.util
+import json
 import math
 import os
 import sys
@@ -23,12 +24,13 @@ from rich.console import Console
 
 from tinyops.config import dump_yaml, load_yaml, parse_yaml, to_plain
 from tinyops.data.coco import CocoSet, read_coco
-from tinyops.data.dataset import CocoTiles, Transform
+from tinyops.data.dataset import CocoTiles, Transform, check_headers
 from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
-from tinyops.models import create
+from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
+from tinyops.models import Detector, create
 from tinyops.models.checkpoint import describe
 from tinyops.train import (
+    Order,
     Schedule,
     StateError,
     Training,
@@ -40,8 +42,11 @@ from tinyops.train import (
 
 _PROGRAM = "tinyops train"
 THRESHOLDS = (0.25, 0.5, 0.75)
+# Name -> (band, threshold), as `sized_ap` has it.
+METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in TINYPERSON_BANDS}
 # What the result does not depend on, so that it may change when a training is resumed.
-FREE = ("out", "workers", "device", "save_every", "tensorboard", "fresh")
+# (A training with empty boxes has not begun unless they are dropped.)
+FREE = ("out", "drop_empty_boxes", "workers", "device", "save_every", "tensorboard", "fresh")
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -63,7 +68,7 @@ _OVERRIDES = tyro.constructors.PrimitiveConstructorSpec(
     metavar="NAME=VALUE",
     instance_from_str=_overrides,
     is_instance=lambda value: isinstance(value, dict),
-    str_from_instance=lambda value: [f"{k}={yaml.safe_dump(v).strip()}" for k, v in value.items()],
+    str_from_instance=lambda value: [f"{k}={json.dumps(v)}" for k, v in value.items()],
 )
 
 
@@ -81,6 +86,8 @@ class Train:
     """COCO json of the validation images; None: no validation, and no best model."""
     val_images: Path | None = None
     """Folder that its file names refer to; None: that of the training images."""
+    drop_empty_boxes: bool = False
+    """Leave out boxes without area, which are errors otherwise."""
 
     model: str = "faster_rcnn_sspnet_resnet50"
     """A name that tinyops.models.create knows."""
@@ -162,15 +169,14 @@ class Train:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip", "epochs", "steps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
         if self.batch % self.parts:
             raise ValueError(f"batch must be a multiple of parts, {self.parts}, got {self.batch}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        names = [f"ap{round(100 * t)}_{band}" for t in THRESHOLDS for band in TINYPERSON_BANDS]
-        if self.best not in names:
-            raise ValueError(f"best must be one of {', '.join(names)}, got {self.best!r}")
+        if self.best not in METRICS:
+            raise ValueError(f"best must be one of {', '.join(METRICS)}, got {self.best!r}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -183,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
     except FloatingPointError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last state", 130)
+        return _fail("interrupted; the same command without --fresh goes on", 130)
 
 
 class _InputError(Exception):
@@ -235,9 +241,7 @@ def _train(settings: Train, device: torch.device) -> int:
     try:
         data, tiles, val = _data(settings)
         torch.manual_seed(settings.seed)
-        model = create(
-            settings.model, len(data.classes), weights=settings.weights, **settings.override
-        )
+        model = _model(settings, len(data.classes))
         steps = settings.steps or math.ceil(settings.epochs * len(tiles) / settings.batch)
         training = Training(
             model,
@@ -255,10 +259,11 @@ def _train(settings: Train, device: torch.device) -> int:
             channels_last=settings.channels_last,
             seed=settings.seed,
         )
+        Order(len(tiles), settings.batch, parts=settings.parts, last=steps)  # can it be shared out?
         settings.out.mkdir(parents=True, exist_ok=True)
         if is_first and (settings.fresh or not (settings.out / "last.safetensors").is_file()):
             dump_yaml(replace(settings, fresh=False), settings.out / "config.yaml")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise _InputError(error) from error
     if is_first:
         size = sum(p.numel() for p in model.parameters())
@@ -309,7 +314,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<k>, got {name!r}") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<k>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device must be here, got {name!r} and {torch.cuda.device_count()} GPUs")
     return device
@@ -317,7 +324,9 @@ def _device(name: str) -> torch.device:
 
 def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
     """The training set, its tiles, and those of validation."""
-    data = read_coco(settings.annotations, settings.images)
+    read = functools.partial(read_coco, drop_empty_boxes=settings.drop_empty_boxes)
+    data = read(settings.annotations, settings.images)
+    check_headers(data.images)
     tiles = CocoTiles(
         data,
         tile=settings.tile,
@@ -327,16 +336,38 @@ def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
         seed=settings.seed,
     )
     if len(tiles) == 0:
-        raise ValueError(f"{settings.annotations}: expected images to train on, got none")
+        raise ValueError(f"{settings.annotations}: expected tiles to train on, got none")
     if settings.val_annotations is None:
         return data, tiles, None
-    other = read_coco(settings.val_annotations, settings.val_images or settings.images)
+    other = read(settings.val_annotations, settings.val_images or settings.images)
+    check_headers(other.images)
     if (other.classes, other.category_ids) != (data.classes, data.category_ids):
         raise ValueError(
             f"{settings.val_annotations}: expected the categories of {settings.annotations}, "
             f"{data.classes}, got {other.classes}"
         )
+    # The AP of nothing is -1, whatever the model: the first model would stay the best.
+    band, threshold = METRICS[settings.best]
+    bands = {band: TINYPERSON_BANDS[band]}
+    if (
+        sized_ap(other.ground_truth, [], bands=bands, iou_thresholds=[threshold])[band, threshold]
+        < 0
+    ):
+        raise ValueError(
+            f"{settings.val_annotations}: best is {settings.best}, "
+            "but there is no object of its size"
+        )
     return data, tiles, CocoTiles(other, tile=settings.tile, overlap=settings.overlap)
+
+
+def _model(settings: Train, classes: int) -> Detector:
+    override = settings.override
+    try:
+        return create(settings.model, classes, weights=settings.weights, **override)
+    except (TypeError, RuntimeError) as error:  # of values that no part of the model looked at
+        raise ValueError(
+            f"override does not fit {settings.model}, got {override}: {error}"
+        ) from error
 
 
 def _transform(settings: Train) -> Transform | None:

@@ -1,7 +1,6 @@
 """Read data sets in COCO form."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,11 +69,10 @@ def read_coco(
         ValueError: the first entry that is not what it should be, and why.
     """
     path = Path(annotations)
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:  # of JSON, or of the text's encoding
+        raise ValueError(f"{path} is not JSON: {error}") from error
     try:
         return _checked(content, Path(image_folder), drop_empty_boxes)
     except ValueError as error:
@@ -144,14 +142,16 @@ def _annotation(
     image_id: Any = entry.get("image_id")
     category_id: Any = entry.get("category_id")
     box: Any = entry.get("bbox")
-    if image_id not in images:
+    if not isinstance(image_id, int) or image_id not in images:
         raise ValueError(f"{where}: image_id {image_id!r} does not exist")
-    if category_id not in labels:
+    if not isinstance(category_id, int) or category_id not in labels:
         raise ValueError(f"{where}: category_id {category_id!r} does not exist")
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError(f"{where}: bbox must be [x, y, width, height], got {box!r:.60}")
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+    if not all(map(_is_number, box)):
         raise ValueError(f"{where}: bbox must be of finite numbers, got {box}")
+    if not _is_number(entry.get("area", 0)):
+        raise ValueError(f"{where}: area must be a finite number, got {entry['area']!r}")
     x, y, width, height = map(float, box)
     if width < 0 or height < 0:
         raise ValueError(f"{where}: bbox must not have a negative size, got {box}")
@@ -161,6 +161,10 @@ def _annotation(
         raise ValueError(f"{where}: bbox has no area ({box}); drop_empty_boxes leaves such out")
     ignore = any(bool(entry.get(key, False)) for key in ("iscrowd", "ignore", "uncertain"))
     return image_id, ([x, y, x + width, y + height], labels[category_id], ignore)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e30  # of float32; False for NaN
 
 
 def _image(

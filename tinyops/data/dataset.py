@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -176,6 +177,25 @@ def decode(image: CocoImage) -> NDArray[np.uint8]:
         ValueError: the file's size is not the json's, or its pixels are not 8-bit.
         OSError: the file cannot be decoded.
     """
+    with _opened(image) as file:
+        return np.asarray(file.convert("RGB"))
+
+
+def check_headers(images: Iterable[CocoImage]) -> None:
+    """Open every file without decoding its pixels, which is quick.
+
+    Raises:
+        ValueError: as `decode` does, for the first such file.
+        OSError: likewise, if the file is no image.
+    """
+    for image in images:
+        with _opened(image):
+            pass
+
+
+@contextmanager
+def _opened(image: CocoImage) -> Iterator[Image.Image]:
+    """The file of an image, when it is what the json says; errors name it."""
     try:
         with _open_any_size(image.path) as file:
             if file.size != (image.width, image.height):
@@ -185,7 +205,7 @@ def decode(image: CocoImage) -> NDArray[np.uint8]:
                 )
             if file.mode not in _MODES:
                 raise ValueError(f"{image.path} must have 8-bit pixels, got mode {file.mode}")
-            return np.asarray(file.convert("RGB"))
+            yield file
     except OSError as error:
         raise OSError(f"cannot decode {image.path}: {error}") from error
 

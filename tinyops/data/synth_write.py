@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from tinyops._files import umask
 from tinyops.data.synth import CLASS_NAMES, Annotation, make_scene
 
 
@@ -98,7 +99,7 @@ def write_tinysea(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{split}-", dir=folder.parent))
     try:
-        partial.chmod(0o777 & ~_umask())
+        partial.chmod(0o777 & ~umask())
 
         def draw(index: int) -> list[Annotation]:
             image, annotations = make_scene(seed, index, size, classes=classes, density=density)
@@ -158,9 +159,3 @@ def _refuse_existing(paths: Iterable[Path]) -> None:
 def _write_json(content: dict[str, Any], path: Path) -> None:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(content, file)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

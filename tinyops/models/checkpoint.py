@@ -93,6 +93,7 @@ def load(
 
         build = tinyops.models.create
     try:
+        _refuse_other_files(facts["name"], facts["arguments"])
         model = build(name=facts["name"], **facts["arguments"]).to(device)
         for name, value in model.state_dict(keep_vars=True).items():
             if name in tensors:  # of a model in half precision, say
@@ -106,6 +107,14 @@ def load(
             f"written by tinyops {facts.get('tinyops')}: {error}"
         ) from error
     return model.eval()
+
+
+def _refuse_other_files(name: str, arguments: dict[str, Any]) -> None:
+    """A file from elsewhere must not make `create` read other files, or download."""
+    options = {**arguments, **(arguments.get("timm_options") or {})}
+    bad = [key for key in options if key.startswith(("weights", "pretrained", "checkpoint"))]
+    if bad or ":" in name.partition("timm:")[2]:
+        raise ValueError("its weights must be in the file itself")
 
 
 def _file_of(path: Path) -> Path:

@@ -15,11 +15,10 @@ from tinyops.nn.batch import (
     collate_images,
     collate_targets,
 )
+from tinyops.nn.postprocess import Detections
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Detections = dict[str, Tensor]
 
 
 class Detector(nn.Module):

@@ -51,21 +51,22 @@ def list_models() -> list[str]:
 def create(
     name: str, num_classes: int = 1, weights: str | None = None, **overrides: Any
 ) -> Detector:
-    """A detector with the settings of its paper.
+    """A detector with the settings of its paper; which these are, see `tinyops.models.recipes`.
 
     Args:
         name: one of `list_models()`; or with `timm:` and any model of timm as the backbone:
             "faster_rcnn_fpn_timm:hrnet_w18".
         num_classes: objects only: labels are 1..num_classes.
-        weights: of the backbone: "imagenet" (a download), a file, or None: random ones. See
-            `tinyops.nn.resnet`.
+        weights: of the backbone: "imagenet" (a download), a file, or None: random ones. With
+            weights a ResNet is partly frozen by default, see `tinyops.nn.resnet`; a backbone of
+            timm is not.
         overrides: settings of the backbone, the neck and the detector by the names of their
             keyword arguments, such as frozen_stages, dice, anchor_scales, and neck_channels. Values
             are numbers, words and lists. See `tinyops.models.recipes`.
 
     Returns:
         The model. Its attribute `recipe` is a dict of JSON values from which `create(**recipe)`
-        makes it anew, with random weights.
+        makes it anew, with random weights; what weights freeze stays frozen.
 
     Raises:
         ValueError: for an unknown name, with the nearest known ones; an unknown override, with the
@@ -90,6 +91,9 @@ def create(
         body = BACKBONES[backbone](weights=weights, **parts["backbone"])
     pyramid = NECKS[neck](body.channels, neck_channels, body.strides, **parts["neck"])
     model: Detector = DETECTORS[detector](body, pyramid, num_classes, **parts["detector"])
+    if weights is not None and isinstance(body, resnet.ResNet):  # these follow from weights
+        frozen = {"frozen_stages": body.frozen_stages, "norm_eval": body.norm_eval}
+        recipe = {**recipe, **frozen}
     model.recipe = recipe
     return model
 

@@ -1,4 +1,20 @@
-"""Recipes: how backbone, neck and heads become a detector, with the values of the papers."""
+"""Recipes: how backbone, neck and heads become a detector, with the values of the papers.
+
+The published rows that they stand for, on TinyPerson, by backbone; AP50 tiny as the sources print
+it, not as measured here:
+
+    faster_rcnn_fpn      resnet50     49.81 (TOV_mmdetection), 47.35 (BH)
+                         bh_resnet50  52.03 (BH)
+    faster_rcnn_sspnet   resnet50     59.13 (SSPNet), 58.58 (BH)
+                         bh_resnet50  58.97 (BH)
+    cascade_rcnn_sspnet  resnet50     58.59 (SSPNet), 56.60 (BH)
+                         bh_resnet50  57.89 (BH)
+    retinanet_sspnet     resnet50     54.66 (SSPNet), 50.98 (BH)
+                         bh_resnet50  52.70 (BH)
+
+Each recipe names where it is known to differ. All rows begin with ImageNet weights; those of
+bh_resnet50 are not published in a form that this package reads.
+"""
 
 from collections.abc import Sequence
 
@@ -58,6 +74,7 @@ def faster_rcnn(
     head_channels: int = 1024,
     rpn_samples: int = 256,
     samples: int = 512,
+    weighted_proposals: bool = False,
     pre_nms: Sequence[int] = (2000, 1000),
     proposals: Sequence[int] = (1000, 1000),
     scale: float = 1.0,
@@ -65,6 +82,15 @@ def faster_rcnn(
     std: Sequence[float] = IMAGENET_STD,
 ) -> TwoStageDetector:
     """Faster R-CNN on a pyramid.
+
+    With fpn the baseline of ucas-vg/TOV_mmdetection, whose backbone learns no weights of
+    normalisations; here those beyond the frozen stage do. With sspnet the released configuration of
+    MingboHong/SSPNet. It differs from the paper: weighted negatives are drawn among anchors alone,
+    which have no confidence; 1000 proposals in training, not 2000; and L1, not smooth L1. It is
+    tested at two scales, 2 and 3, the results of which are merged; here `scale` is one number.
+
+    Different from mmdet on purpose: padding has no anchors, and a positive in an ignored region
+    stays positive.
 
     Args:
         backbone: of the detector, and so is the neck.
@@ -80,11 +106,16 @@ def faster_rcnn(
         head_channels: width of the two linear layers of the second stage.
         rpn_samples: anchors per image that the first stage learns from.
         samples: proposals per image that the second stage learns from.
+        weighted_proposals: hard proposals are drawn more often, too; their confidence is their
+            objectness. The paper's text; the released code does not.
         pre_nms: anchors of every level that become boxes, in training and in evaluation.
         proposals: at most so many per image, likewise.
         scale: of the images, see `Detector`; mean and std, too.
         mean: of the channels.
         std: of the channels.
+
+    Raises:
+        ValueError: for settings that are not of two phases, or are out of range.
     """
     head = BoxHead(neck.channels, hidden=head_channels, num_classes=num_classes)
     return TwoStageDetector(
@@ -96,7 +127,7 @@ def faster_rcnn(
         RoIHeads(
             RoIPool(neck.strides[:-1]),
             head,
-            sampler=RandomSampler(samples, 0.25),
+            sampler=_sampler(samples, 0.25, weighted_proposals),
             score_threshold=score_threshold,
             nms=nms,
             nms_threshold=nms_threshold,
@@ -124,13 +155,21 @@ def cascade_rcnn(
     head_channels: int = 1024,
     rpn_samples: int = 256,
     samples: int = 512,
+    weighted_proposals: bool = False,
     pre_nms: Sequence[int] = (2000, 1000),
     proposals: Sequence[int] = (2000, 1000),
     scale: float = 1.0,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> TwoStageDetector:
-    """Cascade R-CNN on a pyramid: three second stages. See `faster_rcnn` for the arguments."""
+    """Cascade R-CNN on a pyramid: three second stages. See `faster_rcnn` for the arguments.
+
+    Heads, losses and proposals are those of mmdet's cascade-rcnn_r50_fpn, anchors and suppression
+    those of `faster_rcnn` with the same neck. That is our reading: SSPNet's configuration is not
+    released, its author says to replace the neck and to draw weighted negatives
+    (MingboHong/SSPNet, issue 20). With `weighted_proposals` every second stage draws by the
+    objectness that the first stage gave.
+    """
     heads = [
         BoxHead(neck.channels, hidden=head_channels, num_classes=num_classes, class_agnostic=True)
         for _ in range(3)
@@ -152,7 +191,7 @@ def cascade_rcnn(
         CascadeRoIHeads(
             RoIPool(neck.strides[:-1]),
             heads,
-            sampler=RandomSampler(samples, 0.25),
+            sampler=_sampler(samples, 0.25, weighted_proposals),
             score_threshold=score_threshold,
             nms=nms,
             nms_threshold=nms_threshold,
@@ -183,6 +222,11 @@ def retinanet(
     std: Sequence[float] = IMAGENET_STD,
 ) -> OneStageDetector:
     """RetinaNet from stride 4 on, with anchors from twice the stride ("adap" of TOV_mmdetection).
+
+    With sspnet it is our reading: that configuration is not released (levels of strides 4 to 64
+    reproduce the cost that BH prints, 260 GMAC; anchors are those of fpn, and no negatives are
+    drawn, since all count: MingboHong/SSPNet, issue 20). Different from mmdet, whose RetinaNet does
+    not look at ignored regions: background anchors in them are left out of the loss.
 
     Args:
         backbone: of the detector, and so is the neck.
@@ -227,13 +271,20 @@ def _rpn(
     beta: float = 0.0,
     whole_anchors: bool = False,
 ) -> RegionProposalNetwork:
-    draw = WeightedNegativeSampler if weighted_negatives else RandomSampler
+    for name, values in (("pre_nms", pre_nms), ("proposals", proposals)):
+        if not isinstance(values, Sequence) or len(values) != 2:
+            raise ValueError(f"{name} must be two numbers, in training and else, got {values}")
     return RegionProposalNetwork(
         neck.channels,
         AnchorGenerator(neck.strides, scales, ratios),
-        sampler=draw(samples, 0.5),
+        sampler=_sampler(samples, 0.5, weighted_negatives),
         pre_nms=(pre_nms[0], pre_nms[1]),
         post_nms=(proposals[0], proposals[1]),
         beta=beta,
         whole_anchors=whole_anchors,
     )
+
+
+def _sampler(count: int, positive_fraction: float, weighted: bool) -> RandomSampler:
+    draw = WeightedNegativeSampler if weighted else RandomSampler
+    return draw(count, positive_fraction)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.distributed import count_over_processes
+from tinyops.nn.losses import at_least_float32
 from tinyops.ops import attention_targets
 
 
@@ -26,7 +27,8 @@ class AttentionLoss(nn.Module):
       cells alone, as released, or over all cells.
 
     Background cells that touch an ignored region do not count in either; what `truth` has as
-    objects there does. The levels are added up. Everything is computed from logits in float32.
+    objects there does. The levels are added up. Everything is computed from logits, in float32 at
+    least.
 
     Args:
         strides: of the levels; objects of s to 8 s pixels are those of stride s.
@@ -76,7 +78,7 @@ class AttentionLoss(nn.Module):
             truth: the objects.
 
         Returns:
-            "loss_attention_bce" and "loss_attention_dice", scalars.
+            "attention_bce" and "attention_dice", scalars.
         """
         sizes = (batch.pixels.shape[0], *batch.pixels.shape[-2:])
         targets = attention_targets(
@@ -90,7 +92,7 @@ class AttentionLoss(nn.Module):
         )
         ignored: Sequence[Tensor | None] = [None] * len(targets)
         if len(truth.ignored_boxes):
-            ignored = attention_targets(  # bands that take every size: above 0 in all regions
+            ignored = attention_targets(  # 1 or -1 in all regions of a level, whatever their size
                 truth.ignored_boxes,
                 truth.ignored_image_ids,
                 sizes,
@@ -98,17 +100,18 @@ class AttentionLoss(nn.Module):
                 bands=[(0, 0)] * len(self.strides),
                 check=False,
             )
-        bce, dice = logits[0].new_zeros((), dtype=torch.float32), []
+        bce, dice = [], []
         for x, target, region in zip(logits, targets, ignored, strict=True):
-            x, target = x.float().flatten(1), target.flatten(1)  # [N, cells]
+            x = at_least_float32(x).flatten(1)  # [N, cells]
+            target = target.flatten(1).to(x.dtype)
             background = target == 0
             if region is not None:
                 background &= region.flatten(1) == 0
-            bce = bce + self._cross_entropy(x, target, background)
+            bce.append(self._cross_entropy(x, target, background))
             dice.append(self._dice(x, target > 0, background | (target < 0)))
         return {
-            "loss_attention_bce": self.bce_weight * bce,
-            "loss_attention_dice": self.dice_weight * torch.stack(dice).sum(),
+            "attention_bce": self.bce_weight * torch.stack(bce).sum(),
+            "attention_dice": self.dice_weight * torch.stack(dice).sum(),
         }
 
     def _cross_entropy(self, x: Tensor, target: Tensor, background: Tensor) -> Tensor:

@@ -148,6 +148,14 @@ def check_targets(targets: Sequence[Target], images: Sequence[Tensor], num_class
             raise ValueError(f"targets[{k}] must have boxes and labels, got {sorted(target)}")
         boxes, labels, ignore = target["boxes"], target["labels"], target.get("ignore")
         name = f"targets[{k}]"
+        for key in ("boxes", "labels", "ignore"):
+            value = target.get(key)
+            if value is not None and not isinstance(value, Tensor):
+                raise ValueError(f"{name}['{key}'] must be a tensor, got {type(value).__name__}")
+            if value is not None and value.device != image.device:
+                raise ValueError(
+                    f"{name}['{key}'] must be on {image.device} like its image, got {value.device}"
+                )
         if boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
             raise ValueError(
                 f"{name}['boxes'] must be float [K, 4], got {boxes.dtype} {list(boxes.shape)}"
@@ -162,8 +170,6 @@ def check_targets(targets: Sequence[Target], images: Sequence[Tensor], num_class
                 f"{name}['ignore'] must be bool [{len(boxes)}], "
                 f"got {ignore.dtype} {list(ignore.shape)}"
             )
-        if boxes.device != image.device or labels.device != image.device:
-            raise ValueError(f"{name} must be on {image.device} like its image, got {boxes.device}")
         _check_values(name, boxes, labels, ignore, num_classes)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyops.nn.batch import GroundTruth, ImageBatch
+from tinyops.nn.postprocess import Detections
 from tinyops.nn.roi import BoxHead, RoIHeads, RoIPool, Samples, Stds
 from tinyops.nn.rpn import Proposals
 from tinyops.nn.sampling import RandomSampler
@@ -85,7 +86,7 @@ class CascadeRoIHeads(nn.Module):
         proposals: Proposals,
         batch: ImageBatch,
         truth: GroundTruth | None = None,
-    ) -> tuple[list[dict[str, Tensor]] | None, dict[str, Tensor]]:
+    ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
         """As `RoIHeads.forward`, with the losses of every stage."""
         if truth is not None:
             return None, self._train(levels, proposals, batch, truth)

@@ -62,7 +62,7 @@ class ResNet(nn.Module):
             )
         if not 0 <= frozen_stages <= len(depths):
             raise ValueError(f"frozen_stages must be in 0..{len(depths)}, got {frozen_stages}")
-        self.norm_eval = norm_eval
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.channels = tuple(width * block.expansion for width in widths)
         self.strides = tuple(accumulate(strides, lambda a, b: a * b, initial=2 * stem_stride))[1:]
 
@@ -98,14 +98,18 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        frozen = [self.conv1, self.bn1, *self._layers()[:frozen_stages]]
-        self._frozen = frozen if frozen_stages else []  # a plain list: no second registration
-        for module in self._frozen:
+        for module in self._frozen():
             module.requires_grad_(False)
         self.train()
 
     def _layers(self) -> list[nn.Module]:
         return [getattr(self, f"layer{k + 1}") for k in range(self.stages)]
+
+    def _frozen(self) -> list[nn.Module]:
+        # Looked up anew, since norms are replaced: GlobalBatchNorm2d, SyncBatchNorm.
+        if not self.frozen_stages:
+            return []
+        return [self.conv1, self.bn1, *self._layers()[: self.frozen_stages]]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """[N, 3, H, W] normalised pixels to [N, channels[k], H / strides[k], W / strides[k]]."""
@@ -119,7 +123,7 @@ class ResNet(nn.Module):
     def train(self, mode: bool = True) -> "ResNet":
         """Set the mode, except of what is frozen or keeps its statistics."""
         super().train(mode)
-        for module in self._frozen:
+        for module in self._frozen():
             module.eval()
         if self.norm_eval:
             for module in self.modules():
@@ -139,10 +143,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         ValueError: for a file that is no state dict, or names or shapes that do not fit.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of any class, where the file is no pickle
+        raise ValueError(f"weights must be a state dict, but {path} cannot be read") from error
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise ValueError(f"weights must be a state dict of tensors, got another object in {path}")
     _load(model, state, str(path))

@@ -114,9 +114,9 @@ class RetinaHead(nn.Module):
         for level in levels:
             seen = moved = level
             for conv in self.cls_convs:
-                seen = F.relu(conv(seen))
+                seen = F.relu(conv(seen), inplace=True)
             for conv in self.reg_convs:
-                moved = F.relu(conv(moved))
+                moved = F.relu(conv(moved), inplace=True)
             logits.append(_rows(self.retina_cls(seen), self.num_classes))
             offsets.append(_rows(self.retina_reg(moved), 4))
         return logits, offsets

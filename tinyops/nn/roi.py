@@ -12,7 +12,7 @@ from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.boxes import clip, decode
 from tinyops.nn.distributed import count_over_processes
 from tinyops.nn.losses import at_least_float32, box_loss
-from tinyops.nn.postprocess import SUPPRESSIONS, split_detections, suppress
+from tinyops.nn.postprocess import SUPPRESSIONS, Detections, split_detections, suppress
 from tinyops.nn.rpn import Proposals
 from tinyops.nn.sampling import RandomSampler
 
@@ -27,11 +27,9 @@ class RoIPool(nn.Module):
     to the last.
 
     Args:
-        channels: of the pooled features.
-        size: their height and width.
-        hidden: width of the shared layers.
-        num_classes: of objects.
-        class_agnostic: one box for all classes, else one for each.
+        strides: pixels per cell of every level that is pooled from, the finest first.
+        size: height and width of the pooled features.
+        finest_scale: boxes of less than twice this side, in pixels, are seen on level 0.
     """
 
     def __init__(
@@ -77,7 +75,15 @@ class RoIPool(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Class and box of pooled features by two shared linear layers (Fast R-CNN on FPN)."""
+    """Class and box of pooled features by two shared linear layers (Fast R-CNN on FPN).
+
+    Args:
+        channels: of the pooled features.
+        size: their height and width.
+        hidden: width of the shared layers.
+        num_classes: of objects.
+        class_agnostic: one box for all classes, else one for each.
+    """
 
     def __init__(
         self,
@@ -190,7 +196,7 @@ class RoIHeads(nn.Module):
         proposals: Proposals,
         batch: ImageBatch,
         truth: GroundTruth | None = None,
-    ) -> tuple[list[dict[str, Tensor]] | None, dict[str, Tensor]]:
+    ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
         """Losses where there is truth, detections elsewhere.
 
         Args:
@@ -269,7 +275,7 @@ class RoIHeads(nn.Module):
         boxes: Tensor,
         image_ids: Tensor,
         batch: ImageBatch,
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[Detections]:
         """Detections of every image, from the predictions for boxes [K, 4]."""
         scores = logits.softmax(1)[:, 1:]
         rows, classes = (scores > self.score_threshold).nonzero(as_tuple=True)

@@ -13,10 +13,21 @@ class RandomSampler(nn.Module):
     """`num_samples` boxes of every image, up to `positive_fraction` of them positive.
 
     Where there are fewer positives, negatives take their place.
+
+    Args:
+        num_samples: boxes of every image.
+        positive_fraction: at most this part of them is positive; in 0..1.
+
+    Raises:
+        ValueError: for numbers out of range.
     """
 
     def __init__(self, num_samples: int, positive_fraction: float) -> None:
         super().__init__()
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if not 0 <= positive_fraction <= 1:
+            raise ValueError(f"positive_fraction must be in 0..1, got {positive_fraction}")
         self.num_samples = num_samples
         self.positive_fraction = positive_fraction
 
@@ -80,6 +91,17 @@ class WeightedNegativeSampler(RandomSampler):
     object. The defaults are the released code's: b = 0.6 multiplies the overlap, and the overlap is
     intersection / area of the object; eq. 4 as printed is `balance_on="confidence"`, the prose
     ("incomplete objects") is `overlap="iof_box"`.
+
+    Args:
+        num_samples: boxes of every image.
+        positive_fraction: at most this part of them is positive.
+        balance: b, in 0..1.
+        balance_on: "overlap" or "confidence", what b multiplies.
+        overlap: "iof_target" or "iof_box", what the intersection is divided by.
+        temperature: divides the exponent; below 1 hard boxes are drawn still more often.
+
+    Raises:
+        ValueError: for other words, a balance beyond 0..1, or a temperature not above 0.
     """
 
     def __init__(
@@ -93,6 +115,16 @@ class WeightedNegativeSampler(RandomSampler):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(num_samples, positive_fraction)
+        for name, word, words in (
+            ("balance_on", balance_on, ("overlap", "confidence")),
+            ("overlap", overlap, ("iof_target", "iof_box")),
+        ):
+            if word not in words:
+                raise ValueError(f"{name} must be one of {words}, got {word!r}")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance must be in 0..1, got {balance}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
         self.balance = balance
         self.balance_on = balance_on
         self.overlap = overlap

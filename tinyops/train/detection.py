@@ -161,6 +161,8 @@ def _run(
 ) -> list[Detections]:
     """What the model finds in each image of the batches, in pixels of it."""
     place = torch.device(next(model.parameters()).device if device is None else device)
+    if amp != "none" and amp not in DTYPES:
+        raise ValueError(f"amp must be 'none', 'bf16' or 'fp16', got {amp!r}")
     found: list[Detections] = []
     autocast = torch.autocast(place.type, DTYPES.get(amp), enabled=amp != "none")
     with torch.inference_mode(), _eval_mode(model), autocast:

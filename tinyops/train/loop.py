@@ -11,7 +11,7 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
-from tinyops._files import MODEL, write_tensors
+from tinyops._files import MODEL, remove_temporaries, write_tensors
 from tinyops.nn.distributed import world_size
 from tinyops.train.batches import Order, make_loader
 from tinyops.train.log import Display, Log
@@ -175,13 +175,12 @@ def fit(
 
     Raises:
         StateError: naming the state and what differs, if it is of another configuration.
-        FloatingPointError: see `train_one_epoch`; the state on disk stays that of before.
+        FloatingPointError: see `train_one_epoch` and `Training.check_weights`; the state on disk
+            stays that of before.
     """
     folder = Path(folder)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for torn in folder.glob(".*.tmp"):  # what `replacing` left where it was killed
-            torn.unlink()
     last = folder / "last.safetensors"
     wait_for_all()
     resume = resume and last.is_file()
@@ -193,6 +192,7 @@ def fit(
     wait_for_all()  # until all have read
     log = None
     if rank() == 0:
+        remove_temporaries(folder)
         if not resume:
             for path in (last, folder / "best.safetensors"):
                 path.unlink(missing_ok=True)
@@ -219,6 +219,7 @@ def fit(
         def after_step(flush: Callable[[], None]) -> None:
             if training.step % save_every == 0 and training.step != end:
                 flush()  # a state without its rows would leave a gap in the log
+                training.check_weights()
                 save()
 
         while training.step < steps:
@@ -228,6 +229,7 @@ def fit(
             result = train_one_epoch(
                 training, own, parts=parts, every=every, on_row=on_row, after_step=after_step
             )
+            training.check_weights()
             epoch = training.step * batch // count
             due = epoch // measure_every > before // measure_every or training.step == steps
             if measure is not None and due:

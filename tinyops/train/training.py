@@ -125,6 +125,19 @@ class Training:
             self.average.update(self.model, self.step)
         return sums
 
+    def check_weights(self) -> None:
+        """Finite losses may have gradients that are not: a state with their results is lost.
+
+        Raises:
+            FloatingPointError: if a weight is not finite.
+        """
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()], torch.inf)
+        if not torch.stack(norms).isfinite().all():
+            raise FloatingPointError(
+                f"the weights must be finite, but are not after step {self.step}; "
+                "a lower rate, a longer warm-up or clipped gradients may help"
+            )
+
     def _moved(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> Any:
         def move(x: Any) -> Any:
             return x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x
@@ -177,7 +190,8 @@ class Training:
         )
         if found:
             raise StateError(f"{path}: expected the same configuration, but {'; '.join(found)}")
-        _, tensors, _ = read_tensors(path, [TRAINING], self.device)
+        # On the CPU, where AdamW counts its steps: on a GPU every count would be waited for.
+        _, tensors, _ = read_tensors(path, [TRAINING])
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
