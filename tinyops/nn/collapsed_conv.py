@@ -14,7 +14,7 @@ def pyramid_conv3x3(levels: Sequence[Tensor], weight: Tensor, bias: Tensor | Non
     On a map that was upsampled s times, rows (and columns) of the 3x3 window fall into one pixel
     or two. With s = 2 an output pixel therefore needs 2x2 taps of summed weights; with s >= 3 only
     the first and last row and column of a pixel do, all pixels between share one value. That is 16
-    (s = 2) or 25 (s >= 3) products per pixel of the small map instead of 9 s^2, and exact up to
+    (s = 2) or 9 (s >= 3) products per pixel of the small map instead of 9 s^2, and exact up to
     rounding, borders included. Neither upsampled nor concatenated maps exist, and autograd keeps
     the small maps alone. Differentiable once.
 
@@ -112,16 +112,37 @@ def _phases(x: Tensor, weight: Tensor, factor: int) -> list[Tensor]:
         [N, 4 O, h + 1, w + 1], channels ordered (a, b, O); and unless `factor` is 2
         [N, 2 O, h + 1, w], [N, 2 O, h, w + 1] and [N, O, h, w] of the pixels between.
     """
-    rows, columns = _pairs(weight, 2), _pairs(weight, 3)
-    corners = torch.cat([pair for row in rows for pair in _pairs(row, 3)])
-    phases = [F.conv2d(x, corners, padding=1)]
-    if factor > 2:
-        phases += [
-            F.conv2d(x, torch.cat([row.sum(3, keepdim=True) for row in rows]), padding=(1, 0)),
-            F.conv2d(x, torch.cat([col.sum(2, keepdim=True) for col in columns]), padding=(0, 1)),
-            F.conv2d(x, weight.sum((2, 3), keepdim=True)),
-        ]
-    return phases
+    if factor == 2:
+        corners = torch.cat([kernel for row in _pairs(weight, 2) for kernel in _pairs(row, 3)])
+        return [F.conv2d(x, corners, padding=1)]
+    # Nine products of a small map are fewer than the 25 of its phases, and their sums are cheap.
+    kernels = weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
+    taps = F.conv2d(x, kernels).unflatten(1, (3, 3, -1))  # [N, row, column, O, h, w]
+    between = taps.sum(1)  # [N, column, O, h, w]
+    ends = _meet(taps, 1, 3)  # [N, 2, column, O, h + 1, w]
+    return [
+        _meet(ends, 2, 4).flatten(1, 3),
+        ends.sum(2).flatten(1, 2),
+        _meet(between, 1, 3).flatten(1, 2),
+        between.sum(1),
+    ]
+
+
+def _meet(taps: Tensor, dim: int, side: int) -> Tensor:
+    """Products of three taps summed where two pixels meet: the last row of one, the first of next.
+
+    Args:
+        taps: at `dim` before, here and after.
+        dim: becomes last and first.
+        side: the dimension of rows or columns once `dim` is gone, n long; becomes n + 1.
+    """
+    before, here, after = taps.unbind(dim)
+    none = torch.zeros_like(before.narrow(side, 0, 1))
+
+    def sums(of_first: Tensor, of_second: Tensor) -> Tensor:
+        return torch.cat([none, of_first], side) + torch.cat([of_second, none], side)
+
+    return torch.stack([sums(before + here, after), sums(before, here + after)], dim)
 
 
 def _pairs(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
