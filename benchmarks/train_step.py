@@ -6,8 +6,9 @@
 Two models with the same weights and images; one runs tinyops' operators and the collapsed
 attention, the other what models/plain.py has. First the losses of the necks are compared (those of
 whole steps depend on draws), then steps, forward and backward without the optimizer, are timed in
-turns. Memory is what one step adds to the process at its peak, each model in a process of its own;
-on a GPU what torch allocates.
+turns. Memory, of each model in a process of its own: the most bytes of tensors that one step adds,
+and on a CPU by how much the process grows, which includes the scratch memory of convolutions and
+what the allocator cannot reuse, and varies by a tenth.
 """
 
 import argparse
@@ -120,23 +121,21 @@ def check(options: argparse.Namespace) -> dict[str, float]:
     return losses
 
 
-def peak_memory(options: argparse.Namespace, peer: str) -> dict[str, int]:
-    """Bytes that a step of every part adds, in this process."""
+def peak_memory(options: argparse.Namespace, peer: str) -> dict[str, dict[str, int]]:
+    """Most bytes of tensors, and on a CPU growth of the process, in a step of every part."""
+    import harness
     import torch
     from memory import growth
 
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
     steps, _ = make(options, peer)
     sizes = {}
     for name, step in steps.items():
         step()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            step()
-            sizes[name] = torch.cuda.max_memory_allocated() - before
-        else:
-            sizes[name] = growth(step)
+        sizes[name] = {"tensors": harness.peak_memory(step, device)}
+        if device.type == "cpu":
+            sizes[name]["process"] = growth(step)
     return sizes
 
 
@@ -182,7 +181,10 @@ def main() -> None:
                 "ms": ms,
                 "speedup": ms["plain"] / ms["tinyops"],
                 "peak_bytes": {peer: memory[peer][part] for peer in PEERS},
-                "memory_saved": 1 - memory["tinyops"][part] / memory["plain"][part],
+                "memory_saved": {
+                    kind: 1 - memory["tinyops"][part][kind] / size
+                    for kind, size in memory["plain"][part].items()
+                },
             }
         )
     facts = environment(device, options.malloc, " ".join(["python", *sys.argv]))
@@ -195,17 +197,18 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| part | plain ms | tinyops ms | plain/tinyops | plain MB | tinyops MB | saved |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    kinds = list(rows[0]["memory_saved"])
+    columns = ["plain ms", "tinyops ms", "plain/tinyops"]
+    for kind in kinds:
+        columns += [f"plain MB {kind}", f"tinyops MB {kind}", "saved"]
+    lines = ["| part | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for row in rows:
         ms, size = row["ms"], row["peak_bytes"]
-        lines.append(
-            f"| {row['part']} | {ms['plain']:.1f} | {ms['tinyops']:.1f} | {row['speedup']:.2f} | "
-            f"{size['plain'] / 1e6:.0f} | {size['tinyops'] / 1e6:.0f} | "
-            f"{row['memory_saved']:.0%} |"
-        )
+        cells = [f"{ms['plain']:.0f}", f"{ms['tinyops']:.0f}", f"{row['speedup']:.2f}"]
+        for kind in kinds:
+            cells += [f"{size[peer][kind] / 1e6:.0f}" for peer in ("plain", "tinyops")]
+            cells.append(f"{row['memory_saved'][kind]:.0%}")
+        lines.append(f"| {row['part']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
