@@ -224,6 +224,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_a_file_that_is_read_meanwhile_stays_whole(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save(made(), path)
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        save(made(), path)
+        assert reader.read() == before
+    assert path.read_bytes() != before
+
+
 def test_facts_must_be_values_of_json(tmp_path):
     with pytest.raises(ValueError, match="best must consist of values of JSON"):
         write_tensors(tmp_path / "a.safetensors", MODEL, {}, {"best": float("nan")})
