@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -331,3 +333,12 @@ def test_models_are_saved_and_loaded(name, tmp_path):
         for one, two in zip(model(images()), again(images()), strict=True):
             assert torch.equal(one["boxes"], two["boxes"])
             assert torch.equal(one["scores"], two["scores"])
+
+
+@pytest.mark.parametrize("package", ["torchvision", "safetensors"])
+def test_without_a_package_the_import_says_what_to_install(package):
+    code = f"import sys; sys.modules[{package!r}] = None; import tinyops.models"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'pip install "tinyops[zoo]"' in done.stderr
+    assert f"needs the package {package}" in done.stderr
