@@ -131,7 +131,7 @@ def _begin(rank, processes, port, target, arguments):
 def exit_codes(processes):
     """Wait for processes of `start`; their exit codes."""
     for process in processes:
-        process.join(timeout=150)
+        process.join(timeout=600)
     return [process.exitcode for process in processes]
 
 
