@@ -30,6 +30,7 @@ BACKBONES: dict[str, Recipe] = {
     "bh_resnet50": resnet.bh_resnet50,
     "resnet_nano": resnet.resnet_nano,
     "bh_resnet_nano": resnet.bh_resnet_nano,
+    "bh_resnet_fine": resnet.bh_resnet_fine,
 }
 SETTINGS: dict[tuple[str, str], Mapping[str, Any]] = {
     ("faster_rcnn", "fpn"): recipes.FPN_TWO_STAGE,

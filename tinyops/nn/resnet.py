@@ -27,8 +27,9 @@ class ResNet(nn.Module):
         depths: blocks of each stage.
         widths: channels of each stage before a bottleneck multiplies them by 4; the stem has the
             first.
-        strides: of the first block of each stage; the stem ends in a max pooling of stride 2.
+        strides: of the first block of each stage.
         stem_kernel, stem_stride: of the first convolution.
+        stem_pool: end the stem in a max pooling of stride 2.
         groups, width_per_group: of the 3x3 convolutions of bottlenecks (ResNeXt).
         norm_layer: makes a normalisation from a number of channels.
         frozen_stages: 1 freezes the stem and the first stage, and so on: no gradient, and always
@@ -48,6 +49,7 @@ class ResNet(nn.Module):
         strides: Sequence[int] = (1, 2, 2, 2),
         stem_kernel: int = 7,
         stem_stride: int = 2,
+        stem_pool: bool = True,
         groups: int = 1,
         width_per_group: int = 64,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
@@ -64,14 +66,15 @@ class ResNet(nn.Module):
             raise ValueError(f"frozen_stages must be in 0..{len(depths)}, got {frozen_stages}")
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.channels = tuple(width * block.expansion for width in widths)
-        self.strides = tuple(accumulate(strides, lambda a, b: a * b, initial=2 * stem_stride))[1:]
+        stem = stem_stride * (2 if stem_pool else 1)
+        self.strides = tuple(accumulate(strides, lambda a, b: a * b, initial=stem))[1:]
 
         self.conv1 = nn.Conv2d(
             3, widths[0], stem_kernel, stem_stride, padding=stem_kernel // 2, bias=False
         )
         self.bn1 = norm_layer(widths[0])
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem_pool else nn.Identity()
         self.stages = len(depths)
         before = widths[0]
         for k, (depth, width, stride) in enumerate(zip(depths, widths, strides, strict=True)):
@@ -282,6 +285,19 @@ def bh_resnet_nano(*, weights: str | Path | None = None, **options: Any) -> ResN
         options: of `ResNet`.
     """
     return _build(BasicBlock, (3, 3, 1, 1), weights, None, 0, NANO | BOTTOM_HEAVY | options)
+
+
+def bh_resnet_fine(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+    """A small bottom-heavy ResNet for objects of a few pixels: levels of strides 2, 4, 8 and 16.
+
+    The stem keeps the full resolution, so that the finest level has half of it.
+
+    Args:
+        weights: a file, or None.
+        options: of `ResNet`.
+    """
+    fine = {"widths": (32, 64, 96, 128), "stem_pool": False}
+    return _build(BasicBlock, (2, 2, 2, 2), weights, None, 0, BOTTOM_HEAVY | fine | options)
 
 
 BOTTOM_HEAVY: dict[str, Any] = {"stem_kernel": 3, "stem_stride": 1, "strides": (2, 2, 2, 2)}

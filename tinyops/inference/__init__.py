@@ -1,0 +1,1 @@
+"""Detection on images of any size, from files and from memory."""
