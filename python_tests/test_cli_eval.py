@@ -120,6 +120,16 @@ def test_metrics_csv_has_a_line_per_band_and_no_number_where_nothing_counts(trut
     assert content["bands"]["small"]["ap50"] is None
 
 
+@pytest.mark.parametrize(("limit", "ap"), [(1, 0), (2, 0.5)])
+def test_only_the_best_detections_of_an_image_count(truth, tmp_path, limit, ap):
+    boxes = [[300, 300, 306, 306], [10, 10, 16, 16]]  # the better one is wrong
+    facts = {"labels": [2, 2], "categories": ("boat", "person")}
+    results = [make_result(boxes, name=f"{k}.png", **facts) for k in (1, 2)]
+    write_csv(results, tmp_path / "found.csv")
+    metrics = metrics_of(truth, tmp_path / "found.csv", tmp_path, "--max-detections", limit)
+    assert metrics["bands"]["tiny1"]["ap50"] == pytest.approx(ap)
+
+
 def test_without_out_nothing_is_written(truth, tmp_path, capsys):
     write_csv(found("1.png"), tmp_path / "found.csv")
     before = sorted(tmp_path.rglob("*"))

@@ -258,8 +258,8 @@ def test_geojson_holds_one_system(tmp_path):
         ({"boxes": [[0, 0, math.nan, 1]]}, "finite"),
         ({"scores": [math.inf]}, "finite"),
         ({"boxes": [[5, 0, 4, 1]]}, "x1 <= x2"),
-        ({"labels": [0]}, r"labels must be in 1\.\.3"),
-        ({"labels": [4]}, r"labels must be in 1\.\.3"),
+        ({"labels": [0]}, r"labels must be in 1\.\.3, got 0"),
+        ({"labels": [4]}, r"labels must be in 1\.\.3, got 4"),
     ],
 )
 def test_wrong_results_are_refused_and_the_old_file_stays(tmp_path, file, change, message):
