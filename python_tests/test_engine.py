@@ -370,14 +370,16 @@ def test_time_in_the_network_is_shared_by_tiles():
         time.sleep(0.02 * len(images))
         return [nothing()] * len(images)
 
+    start = time.perf_counter()
     first, second = run(
         [scene(0, 150, 40)[0], scene(1, 60, 40, 2)[0]], replace(SMALL, batch=9), slow
     )
     assert (len(first.tiles), len(second.tiles)) == (3, 1)
     assert first.seconds["network"] == pytest.approx(3 * second.seconds["network"])
-    assert first.seconds["network"] >= 0.06
+    total = sum(first.seconds.values()) + sum(second.seconds.values())
+    assert 0.08 <= first.seconds["network"] + second.seconds["network"] < total
+    assert total <= time.perf_counter() - start
     assert list(first.seconds) == ["read", "network", "stitch"]
-    assert all(0 < value < 0.05 for key, value in first.seconds.items() if key != "network")
 
 
 def nothing():
