@@ -1,13 +1,16 @@
 """A picture of what was found, on which objects of 2 px can be seen."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tinyops._files import replacing
 from tinyops.plot import panels
 from tinyops.plot.ink import blend_heat, rgb
 from tinyops.plot.pixels import as_windowed, shrink
@@ -145,6 +148,20 @@ def annotate(
     main = panels.whole(scene, pixels, size[0] / full[0], letters)
     cells = [panels.cell(scene, source, k, zoom) for k in range(len(scene.frames))]
     return panels.compose(main, legend, cells, grid)
+
+
+def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture as .png, .jpg, .jpeg or .webp, whole or not at all.
+
+    Raises:
+        ValueError: the suffix is another one.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"path must end in .png, .jpg, .jpeg or .webp, got {path}")
+    kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+    with replacing(path) as temporary:
+        picture.save(temporary, kind, quality=95, subsampling=0)  # keeps the color of thin lines
 
 
 def _boxes(name: str, values: Any) -> Boxes:
