@@ -13,6 +13,7 @@ COMMANDS = {
     "data": ("tinyops.cli.data", "Make data sets."),
     "detect": ("tinyops.cli.detect", "Find tiny objects in images of any size."),
     "train": ("tinyops.cli.train", "Train a detector."),
+    "eval": ("tinyops.cli.eval", "Measure detections against a data set."),
 }
 
 
