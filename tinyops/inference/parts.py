@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tinyops._files import read_facts, read_tensors, remove_temporaries, replacing, write_tensors
 from tinyops.inference.types import Georeference, Result
 
@@ -92,7 +94,8 @@ class Parts:
         """
         keys = "\n".join([*results, "", *failed])
         name = hashlib.sha256(keys.encode()).hexdigest()[:32] + ".safetensors"
-        entries, tensors = [], {}
+        entries: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
         for k, (key, result) in enumerate(results.items()):
             place = result.georeference
             entry = {"key": key, "width": result.width, "height": result.height}
@@ -107,7 +110,9 @@ class Parts:
 
     def results(self, places: Mapping[str, Place]) -> Iterator[Result]:
         """Results by the names of their images, without tiles and times."""
-        current, tensors, facts = "", {}, {}
+        current = ""
+        tensors: dict[str, Tensor] = {}
+        facts: dict[str, Any] = {}
         for name, (part, k) in places.items():
             if part != current:
                 _, tensors, facts = read_tensors(self.folder / part, [_FORMAT])
