@@ -19,7 +19,7 @@ LAYERS = {
     "data": ({"_files", "ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
     "config": ({"_files"}, {"yaml"}),
-    "plot": (set(), {"torch", "numpy", "PIL", "jinja2"}),
+    "plot": ({"_files"}, {"torch", "numpy", "PIL", "jinja2"}),
     "inference": ({"_files", "ops", "data", "plot"}, {"torch", "numpy", "PIL", "rasterio"}),
     "train": ({"_files", "ops", "nn", "data", "evaluation", "inference"}, {"torch", "rich"}),
     "cli": (
@@ -72,6 +72,17 @@ def test_python_layers(path):
 def test_importing_tinyops_needs_torch_and_numpy_alone():
     blocked = ["torchvision", "PIL", "pycocotools", "pytest", "scipy", "matplotlib", "pybind11"]
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import tinyops"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_tinyops_imports_the_rest_when_it_is_asked_for():
+    code = """
+import sys, tinyops
+assert not any(name in sys.modules for name in ("tinyops.models", "tinyops.inference"))
+assert callable(tinyops.detect) and callable(tinyops.models.load)
+assert tinyops.inference.types.Detection and tinyops.detect is tinyops.inference.detect.detect
+assert not hasattr(tinyops, "train")
+"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
