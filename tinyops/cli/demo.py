@@ -1,0 +1,245 @@
+"""Find a thousand tiny people in a large picture that is drawn for it, and say how well.
+
+The folder gets scene.png, truth.json and detections.json (COCO), picture.jpg and report.html. The
+same seed, size and number of people give the same scene.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from tinyops._files import replacing
+from tinyops.data.synth import CLASS_NAMES, make_scene
+from tinyops.evaluation.matching import DUPLICATE, FALSE, match
+from tinyops.evaluation.sized_ap import sized_ap
+from tinyops.inference.engine import detect_sources
+from tinyops.inference.formats import read_detections
+from tinyops.inference.source import open_source
+from tinyops.inference.types import Detection
+from tinyops.inference.views import plan_tiles
+from tinyops.models import load
+
+SEED = 2026  # a set of scenes that no training of this package draws from
+BANDS = {  # limits of sqrt(area) in pixels
+    "tiny1": (1.0, 8.0),
+    "tiny2": (8.0, 12.0),
+    "tiny3": (12.0, 20.0),
+    "above 8 px": (8.0, 32.0),
+    "all": (1.0, 1e5),
+}
+MAX_DETECTIONS = 3000  # that AP counts
+IOU = 0.5
+SURE = 0.5  # score of what is shown, and counted as found or as a false alarm
+SCENE = "scene.png"
+FILES = ("truth.json", SCENE, "detections.json", "measures.json", "picture.jpg", "report.html")
+MARK = "drawn by tinyops demo"  # in truth.json
+
+
+@dataclass
+class Demo:
+    """The settings of a demonstration."""
+
+    out: Path = Path("demo")
+    """Folder to write into; files of an earlier demo in it are replaced."""
+    seed: int = SEED
+    """Of the scene. The default is one that no training of this package draws from."""
+    size: tuple[int, int] = (4064, 6354)
+    """Width and height of the scene in pixels."""
+    people: int = 1000
+    """About so many are drawn."""
+    model: str = "embedded"
+    """embedded, or the file of a model of one class."""
+    amp: Literal["none", "bf16"] = "none"
+    """bf16: mixed precision, faster on processors that have it in hardware."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `tinyops demo <arguments>`; returns the exit code."""
+    demo = tyro.cli(Demo, prog="tinyops demo", description=__doc__, args=list(arguments))
+    try:
+        return run(demo)
+    except (ValueError, OSError) as error:  # the caller's mistakes: one line, no traceback
+        print(f"tinyops demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tinyops demo: interrupted", file=sys.stderr)
+        return 130
+
+
+def run(demo: Demo) -> int:
+    """The `demo` command.
+
+    Raises:
+        ValueError: a setting is out of range, or the file is not of a model of one class.
+        OSError: a file cannot be read or written, or would replace one that is not of a demo.
+    """
+    density = _density(demo)
+    _refuse_others(demo.out)
+    seconds: dict[str, float] = {}
+    how = Detection(overlap=60, batch=4, amp=demo.amp)
+    with Progress(console=Console(stderr=True)) as progress:
+        with _stage("load the model", seconds, progress):
+            model = _model(demo.model)
+        with _stage("draw the scene", seconds, progress):
+            image, annotations = make_scene(demo.seed, 0, demo.size, density=density)
+        with _stage("write the scene", seconds, progress):
+            truth = _coco(demo, annotations)
+            _write_scene(demo.out, image, truth)
+        task = progress.add_task("detect", total=len(plan_tiles(*demo.size, how)))
+        (result,) = detect_sources(
+            model,
+            [open_source(demo.out / SCENE)],
+            how,
+            progress=functools.partial(progress.advance, task),
+        )
+        result.name = SCENE
+        seconds.update(result.seconds)
+        with _stage("measure", seconds, progress):
+            result.save(demo.out / "detections.json")
+            found = read_detections(demo.out / "detections.json").entries
+            measures = measure(truth, found)
+        with _stage("pictures", seconds, progress):
+            pass
+    measures["seconds"] = seconds
+    print(_text(measures))
+    return 0
+
+
+def measure(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How well the objects of one image were found, by size.
+
+    Args:
+        truth: COCO's images, categories and annotations.
+        detections: COCO results.
+
+    Returns:
+        bands: for each its ap50, its people, and recall, the share of them that a detection of
+            score 0.5 or more found. Of those detections false_alarms and duplicates.
+    """
+    image = truth["images"][0]
+    ap = sized_ap(
+        truth, detections, bands=BANDS, iou_thresholds=[IOU], max_detections=MAX_DETECTIONS
+    )
+    sure = [x for x in detections if x["score"] >= SURE]
+    objects = [x for x in truth["annotations"] if not (x["ignore"] or x["uncertain"])]
+    regions = [x for x in truth["annotations"] if x["ignore"] or x["uncertain"]]
+    outcome = match(
+        _corners(sure), [x["score"] for x in sure], _corners(objects), _corners(regions), IOU
+    )
+    found = np.zeros(len(objects), bool)
+    found[outcome[outcome >= 0]] = True
+    sizes = np.sqrt([x["area"] for x in objects])
+    bands = {}
+    for band, (low, high) in BANDS.items():
+        here = (sizes >= low) & (sizes <= high)
+        bands[band] = {
+            "ap50": ap[band, IOU],
+            "people": int(here.sum()),
+            "recall": float(found[here].mean()) if here.any() else None,
+        }
+    return {
+        "bands": bands,
+        "detections": len(sure),
+        "false_alarms": int((outcome == FALSE).sum()),
+        "duplicates": int((outcome == DUPLICATE).sum()),
+        "megapixels": image["width"] * image["height"] / 1e6,
+        "max_detections": MAX_DETECTIONS,
+    }
+
+
+def _density(demo: Demo) -> float:
+    """Objects in 256x256 px, of which `make_scene` draws so many that there are `people`."""
+    if demo.people < 1:
+        raise ValueError(f"people must be at least 1, got {demo.people}")
+    if min(demo.size) < 1:
+        raise ValueError(f"size must be positive, got {demo.size}")
+    return demo.people * 256**2 / (demo.size[0] * demo.size[1])
+
+
+def _refuse_others(out: Path) -> None:
+    """Files of the same name are replaced only if truth.json says that they are of a demo."""
+    there = [name for name in FILES if (out / name).exists()]
+    truth = out / "truth.json"
+    if there and not (truth.is_file() and MARK in truth.read_text(errors="replace")[:200]):
+        raise FileExistsError(f"{out / there[0]} is not of a demo: choose another folder")
+
+
+def _model(name: str) -> nn.Module:
+    model = load(name)
+    if model.num_classes != 1:
+        raise ValueError(f"{name}: expected a model of one class, got {model.num_classes}")
+    return model
+
+
+def _coco(demo: Demo, annotations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    width, height = demo.size
+    about = f"{MARK}: picture 0 of TinySea's set {demo.seed}, about {demo.people} people"
+    return {
+        "info": {"description": about},
+        "images": [{"id": 1, "file_name": SCENE, "width": width, "height": height}],
+        "categories": [{"id": 1, "name": CLASS_NAMES[1][0]}],
+        "annotations": [{"id": k, "image_id": 1, **x} for k, x in enumerate(annotations, 1)],
+    }
+
+
+def _write_scene(out: Path, image: NDArray[np.uint8], truth: Mapping[str, Any]) -> None:
+    """Begin anew: the picture and its truth, without what an earlier demo found."""
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "truth.json", truth)  # first: it says that the files are of a demo
+    for name in set(FILES) - {"truth.json"}:
+        (out / name).unlink(missing_ok=True)
+    with replacing(out / SCENE) as file:
+        # Noise does not compress: more effort than level 1 costs time for 3 % of the size.
+        Image.fromarray(image).save(file, "png", compress_level=1)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(content) + "\n")
+
+
+def _corners(entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Boxes [K, 4] x1 y1 x2 y2 of entries of COCO."""
+    boxes = np.array([x["bbox"] for x in entries], np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float], progress: Progress) -> Iterator[None]:
+    """Show what is being done, and keep its time."""
+    task = progress.add_task(name, total=None)
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+    progress.update(task, total=1, completed=1)
+
+
+def _text(measures: Mapping[str, Any]) -> str:
+    lines = ["size          people    AP50   found"]
+    for band, row in measures["bands"].items():
+        recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
+        lines.append(f"{band:12}  {row['people']:6,}  {row['ap50']:6.3f}  {recall:>6}")
+    seconds = measures["seconds"]
+    lines.append(
+        f"AP of at most {measures['max_detections']:,} detections. Of those with a score of "
+        f"{SURE} or more: {measures['false_alarms']:,} false alarms "
+        f"({measures['false_alarms'] / measures['megapixels']:.2f} per megapixel), "
+        f"{measures['duplicates']:,} duplicates."
+    )
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    lines.append(f"{sum(seconds.values()):.1f} s: {stages}.")
+    return "\n".join(lines)
