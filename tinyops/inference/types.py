@@ -1,5 +1,6 @@
 """What tiled detection reads, how it looks at it, and what it gives."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -112,3 +113,15 @@ class Result(dict[str, Tensor]):
         self.removed = torch.zeros(0, 4) if removed is None else removed
         self.seconds = dict(seconds or {})
         self.georeference = georeference
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write COCO json, CSV or GeoJSON, as the suffix says: .json, .csv or .geojson.
+
+        See `tinyops.inference.formats` for what is in the files, and for many results in one.
+
+        Raises:
+            ValueError: the suffix is another one, or the result is not finite.
+        """
+        from tinyops.inference.formats import write_results  # which needs this class
+
+        write_results([self], path)
