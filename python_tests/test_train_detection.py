@@ -9,7 +9,8 @@ from torch import nn
 
 from tinyops.data.coco import read_coco
 from tinyops.data.dataset import CocoTiles
-from tinyops.train import detect, detect_tiles, evaluate
+from tinyops.inference.detect import detect
+from tinyops.train import detect_tiles, evaluate
 
 
 class Seer(nn.Module):

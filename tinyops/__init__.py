@@ -1,5 +1,8 @@
 """Fast operators for tiny-object detection, with CPU, CUDA and Triton kernels."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from tinyops import _lib
@@ -15,4 +18,17 @@ if torch.version.cuda is not None and not has_cuda_kernels:
     for _module in ops.modules():
         _module.implement_without_cuda("tinyops", "CUDA")
 
-__all__ = ["__version__", "has_cuda_kernels", "ops"]
+if TYPE_CHECKING:
+    from tinyops import inference, models
+    from tinyops.inference.detect import detect
+
+__all__ = ["__version__", "detect", "has_cuda_kernels", "inference", "models", "ops"]
+
+
+def __getattr__(name: str) -> Any:
+    # Later than the operators, which need torch alone.
+    if name == "detect":
+        return importlib.import_module("tinyops.inference.detect").detect
+    if name in ("inference", "models"):
+        return importlib.import_module(f"tinyops.{name}")
+    raise AttributeError(f"module 'tinyops' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Training and evaluation of models that it is given."""
 
 from tinyops.train.batches import Order, make_loader
-from tinyops.train.detection import detect, detect_tiles, evaluate
+from tinyops.train.detection import detect_tiles, evaluate
 from tinyops.train.log import Display, Log
 from tinyops.train.loop import fit, train_one_epoch
 from tinyops.train.optim import Average, Schedule, make_optimizer
@@ -16,7 +16,6 @@ __all__ = [
     "Schedule",
     "StateError",
     "Training",
-    "detect",
     "detect_tiles",
     "evaluate",
     "fit",

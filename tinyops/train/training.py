@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tinyops._files import TRAINING, read_facts, read_tensors, write_tensors
+from tinyops.inference.engine import DTYPES
 from tinyops.nn.distributed import world_size
 from tinyops.nn.global_norm import use_global_norms
 from tinyops.train.batches import mix
 from tinyops.train.optim import Average, Schedule
 
 Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StateError(ValueError):
