@@ -12,6 +12,7 @@ from tinyops.cli import info
 COMMANDS = {
     "data": ("tinyops.cli.data", "Make data sets."),
     "train": ("tinyops.cli.train", "Train a detector."),
+    "eval": ("tinyops.cli.eval", "Measure detections against a data set."),
 }
 
 

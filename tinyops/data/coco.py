@@ -53,7 +53,7 @@ class CocoSet:
 
 def read_coco(
     annotations: str | os.PathLike[str],
-    image_folder: str | os.PathLike[str],
+    image_folder: str | os.PathLike[str] | None,
     *,
     drop_empty_boxes: bool = False,
 ) -> CocoSet:
@@ -61,7 +61,7 @@ def read_coco(
 
     Args:
         annotations: the json.
-        image_folder: folder to which `file_name` is relative.
+        image_folder: folder to which `file_name` is relative; None: unknown, no file is looked for.
         drop_empty_boxes: leave out boxes without area instead of refusing them.
 
     Raises:
@@ -74,9 +74,15 @@ def read_coco(
     except ValueError as error:  # of JSON, or of the text's encoding
         raise ValueError(f"{path} is not JSON: {error}") from error
     try:
-        return _checked(content, Path(image_folder), drop_empty_boxes)
+        data = _checked(content, Path(image_folder or ""), drop_empty_boxes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    missing = [image.path for image in data.images if not image.path.is_file()]
+    if image_folder is not None and missing:
+        raise FileNotFoundError(
+            f"{len(missing)} image files are missing, the first is {missing[0]}"
+        )
+    return data
 
 
 def _checked(content: Any, folder: Path, drop_empty_boxes: bool) -> CocoSet:
@@ -109,11 +115,6 @@ def _checked(content: Any, folder: Path, drop_empty_boxes: bool) -> CocoSet:
         if row is not None:
             rows[image_id].append(row)
     images = tuple(_image(entry, folder, rows[key]) for key, entry in entries.items())
-    missing = [image.path for image in images if not image.path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} image files are missing, the first is {missing[0]}"
-        )
     classes = tuple(names[category_id] for category_id in category_ids)
     return CocoSet(images, classes, category_ids, content)
 

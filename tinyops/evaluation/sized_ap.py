@@ -62,10 +62,7 @@ def sized_ap(
     found = _index(ground_truth, _results(ground_truth, detections))
     result: dict[tuple[str, float], float] = {}
     for band, (low, high) in bands.items():
-        rewritten = [
-            {**o, "iscrowd": int(o["excluded"] or not low**2 <= o["area"] <= high**2)}
-            for o in objects
-        ]
+        rewritten = [{**o, "iscrowd": int(not _counts(o, low, high))} for o in objects]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its timings
             evaluation = COCOeval(_index(ground_truth, rewritten), found, "bbox")
             evaluation.params.iouThrs = np.asarray(iou_thresholds, np.float64)
@@ -79,6 +76,18 @@ def sized_ap(
             counted = cells[cells > -1]
             result[band, threshold] = float(counted.mean()) if counted.size else -1.0
     return result
+
+
+def count_objects(
+    ground_truth: Mapping[str, Any], bands: Mapping[str, tuple[float, float]] = TINYPERSON_BANDS
+) -> dict[str, int]:
+    """How many objects count in each band; arguments as in `sized_ap`."""
+    objects = _objects(ground_truth)
+    return {band: sum(_counts(o, *limits) for o in objects) for band, limits in bands.items()}
+
+
+def _counts(entry: Mapping[str, Any], low: float, high: float) -> bool:
+    return not entry["excluded"] and low**2 <= entry["area"] <= high**2
 
 
 def _objects(ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -257,16 +257,17 @@ def match_images(names: Iterable[str], images: Iterable[Mapping[str, Any]]) -> d
     Raises:
         ValueError: a name means several images, or several names mean the same.
     """
-    ids: dict[str, int] = {}
+    whole: dict[str, list[int]] = {}
     by_base: dict[str, list[int]] = {}
     for image in images:
-        ids[image["file_name"]] = image["id"]
+        whole.setdefault(image["file_name"], []).append(image["id"])
         by_base.setdefault(image["file_name"].rpartition("/")[2], []).append(image["id"])
     found: dict[str, int] = {}
     owners: dict[int, str] = {}
     for name in names:
         tails = [name, *(name[match.end() :] for match in re.finditer("/+", name))]
-        same = [ids[tail] for tail in tails if tail in ids][:1] or by_base.get(tails[-1], [])
+        exact = next((whole[tail] for tail in tails if tail in whole), None)
+        same = exact or by_base.get(tails[-1], [])
         if len(same) > 1:
             raise ValueError(f"{name} may be any of {len(same)} images of this file name")
         for image_id in same:
