@@ -16,8 +16,6 @@ from tinyops.inference.source import ArraySource
 from tinyops.inference.types import Detection
 from tinyops.models.detectors import Detector
 
-Boxes = dict[str, NDArray]  # boxes [K, 4] x1 y1 x2 y2 in the image, scores [K]
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -28,18 +26,18 @@ class Cut:
     batch: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
-    boxes: Boxes
-    merging: float  # seconds
-    stages: dict[str, float] | None = None
+    boxes: NDArray  # [K, 4] x1 y1 x2 y2 in the image
+    scores: NDArray  # [K]
+    merging: float = 0.0  # seconds
 
 
 Slicer = Callable[[nn.Module, NDArray[np.uint8], Cut], Found]
 
 
 class Network(nn.Module):
-    """The model that all of them call; it keeps the time of it and what it found."""
+    """The model that all of them call; it adds up its time."""
 
     def __init__(self, model: Detector, amp: str) -> None:
         super().__init__()
@@ -48,9 +46,8 @@ class Network(nn.Module):
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         start = time.perf_counter()
-        with torch.inference_mode(), torch.autocast(
-            "cpu", torch.bfloat16, enabled=self.amp == "bf16"
-        ):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.amp == "bf16")
+        with torch.inference_mode(), autocast:
             found = self.model(images)
         self.seconds += time.perf_counter() - start
         return found
@@ -87,8 +84,7 @@ def to_float(pixels: NDArray[np.uint8]) -> Tensor:
 def tinyops(model: nn.Module, image: NDArray[np.uint8], cut: Cut) -> Found:
     how = Detection(tile=cut.tile, overlap=cut.overlap, batch=cut.batch)
     (result,) = detect_sources(model, [ArraySource(image, name="scene")], how, device="cpu")
-    boxes = {name: result[name].numpy() for name in ("boxes", "scores")}
-    return Found(boxes, result.seconds["stitch"], result.seconds)
+    return Found(result["boxes"].numpy(), result["scores"].numpy(), result.seconds["stitch"])
 
 
 def sahi(kind: str, metric: str, *, whole: bool = False) -> Slicer:
@@ -128,9 +124,7 @@ def sahi(kind: str, metric: str, *, whole: bool = False) -> Slicer:
         objects = result.object_prediction_list
         boxes = np.array([x.bbox.to_xyxy() for x in objects], np.float32).reshape(-1, 4)
         scores = np.array([x.score.value for x in objects], np.float32)
-        return Found(
-            {"boxes": boxes, "scores": scores}, result.durations_in_seconds["postprocess"]
-        )
+        return Found(boxes, scores, result.durations_in_seconds["postprocess"])
 
     return call
 
@@ -166,7 +160,7 @@ def supervision(model: nn.Module, image: NDArray[np.uint8], cut: Cut) -> Found:
 
     slicer._apply_overlap_filter = timed
     kept = slicer(image)
-    return Found({"boxes": kept.xyxy, "scores": kept.confidence}, merging)
+    return Found(kept.xyxy, kept.confidence, merging)
 
 
 def slicers() -> dict[str, Slicer | str]:

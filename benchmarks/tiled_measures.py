@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from tinyops.data.synth import make_scene
 from tinyops.data.tiles import Window, clip_to_window, tile_windows
-from tinyops.evaluation.matching import DUPLICATE, FALSE, match
+from tinyops.evaluation.matching import DUPLICATE, FALSE, FOUND, match
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
 from tinyops.models import load
 
@@ -25,11 +26,13 @@ SEED = 7070  # of the scenes; no training draws from this set
 DENSITY = 2.6  # people in 256 x 256 px, a thousand in the large scene
 CROWD = 22_500  # people of the simulated detector, which finds 20,000 of them
 SEAM = 100  # overlap of the tiles for quality, in pixels
+MIN_VISIBLE = 0.7  # square root of the share of an object that a tile must show
 MAX_DETECTIONS = 3000  # that AP counts, of an image
 SURE = 0.5  # score of the detections that are counted one by one
 BANDS = {name: TINYPERSON_BANDS[name] for name in ("tiny", "all")}
 
 Row = dict[str, Any]
+Annotations = list[dict[str, Any]]
 
 
 class Crowded(nn.Module):
@@ -130,43 +133,146 @@ def measure_memory(options: Namespace) -> list[Row]:
     return rows
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A scene, and what the network finds in it, which `replay` gives again."""
+
+    image: NDArray[np.uint8]
+    truth: Annotations
+    windows: list[Window]
+    tiles: list[dict[str, Tensor]]
+    whole: dict[str, Tensor]
+    replay: Replay
+
+    @property
+    def unmerged(self) -> Found:
+        corners = torch.tensor([[*window[:2], *window[:2]] for window in self.windows])
+        boxes = [x["boxes"] + corner for x, corner in zip(self.tiles, corners, strict=True)]
+        scores = [x["scores"] for x in self.tiles]
+        return Found(torch.cat(boxes).numpy(), torch.cat(scores).numpy())
+
+    @property
+    def tile_of(self) -> dict[float, int]:
+        """Tile by score: merging changes boxes, and keeps the score of the best one."""
+        return {
+            score: k for k, x in enumerate(self.tiles) for score in x["scores"].double().tolist()
+        }
+
+
+def record(network: Network, index: int, size: tuple[int, int], cut: Cut) -> Recorded:
+    image, truth = make_scene(SEED, index, size, density=DENSITY)
+    replay, tiles, windows = Replay(), [], windows_of(image, cut)
+    for x1, y1, x2, y2 in windows:
+        pixels = to_float(image[y1:y2, x1:x2])
+        tiles += network([pixels])
+        replay.record(pixels, tiles[-1])
+    (whole,) = network([to_float(image)])
+    replay.record(to_float(image), whole)
+    return Recorded(image, truth, windows, tiles, whole, replay)
+
+
+def windows_of(image: NDArray[np.uint8], cut: Cut) -> list[Window]:
+    return tile_windows(image.shape[1], image.shape[0], cut.tile, cut.overlap)
+
+
 def measure_quality(options: Namespace) -> list[Row]:
-    """AP and errors of every way to merge the same detections, and the speed of each."""
+    """AP and errors of every way to merge the same detections, and the time of each."""
     cut = Cut((640, 512), SEAM, options.batch)
     network = warm(options, cut)
-    scenes = [
-        make_scene(SEED, 2 + k, tuple(options.size), density=DENSITY) for k in range(options.scenes)
+    scenes = [record(network, 2 + k, tuple(options.size), cut) for k in range(options.scenes)]
+    whole = [Found(x.whole["boxes"].numpy(), x.whole["scores"].numpy()) for x in scenes]
+    rows = [
+        {"method": "whole image, no tiles", **score(scenes, whole)},
+        {"method": "each tile by itself", **ap(*tiles_as_images(scenes), cut.tile[::-1])},
+        {"method": "no merging", **score(scenes, [each.unmerged for each in scenes])},
     ]
-    recorded = [record(network, image, cut) for image, _ in scenes]
-    truths = [annotations for _, annotations in scenes]
-
-    plain = {
-        "whole image, no tiles": [each.whole for each in recorded],
-        "tiles, no merging": [each.unmerged for each in recorded],
-    }
-    rows = [{"method": name, **score(found, truths, recorded)} for name, found in plain.items()]
-    rows.insert(1, {"method": "each tile by itself", **score_tiles(recorded, truths)})
     for name, slicer in slicers().items():
         if isinstance(slicer, str):
-            rows.append({"method": name, "not measured": slicer})
+            rows.append({"method": f"{name}: {slicer}"})
             continue
-        slicer(recorded[0].replay, scenes[0][0], cut)  # Numba compiles
-        found, seconds, merging = [], 0.0, 0.0
-        for (image, _), each in zip(scenes, recorded, strict=True):
-            each.replay.seconds = 0.0
-            start = time.perf_counter()
-            found.append(slicer(each.replay, image, cut))
-            seconds += time.perf_counter() - start - each.replay.seconds
-            merging += found[-1].merging
-        tiles = sum(len(each.windows) for each in recorded)
+        slicer(scenes[0].replay, scenes[0].image, cut)  # Numba compiles
+        runs = [time_of(name, slicer, each.replay, each.image, cut) for each in scenes]
+        found = [slicer(each.replay, each.image, cut) for each in scenes]
+        outside = sum(run["s"] - run["network s"] for run in runs)
+        tiles = sum(run["tiles"] for run in runs)
         rows.append(
             {
                 "method": name,
-                **score(found, truths, recorded),
-                "ms merging": 1e3 * merging / len(scenes),
-                "ms outside the network": 1e3 * seconds / len(scenes),
-                "tiles/s": time_of(name, slicer, network, scenes[0][0], cut)["tiles/s"],
+                **score(scenes, found),
+                "merging ms": 1e3 * sum(run["merging s"] for run in runs) / len(runs),
+                "outside the network ms/tile": 1e3 * outside / tiles,
+                "tiles/s": time_of(name, slicer, network, scenes[0].image, cut)["tiles/s"],
             }
         )
-        rows[-1]["tiles"] = tiles
     return rows
+
+
+def score(scenes: list[Recorded], found: list[Found]) -> Row:
+    """AP over all scenes, and the errors of the sure detections."""
+    row = ap([each.truth for each in scenes], found, scenes[0].image.shape[:2])
+    row |= dict.fromkeys(("duplicates", "across tiles", "false", "missed"), 0)
+    for each, result in zip(scenes, found, strict=True):
+        sure = result.scores >= SURE
+        boxes, scores = result.boxes[sure], result.scores[sure]
+        objects, regions = split(each.truth)
+        kinds, targets = match(boxes, scores, corners(objects), corners(regions))
+        tiles = np.array([each.tile_of.get(float(score), -1) for score in scores])
+        owners = dict(zip(targets[kinds == FOUND], tiles[kinds == FOUND], strict=True))
+        row["duplicates"] += int((kinds == DUPLICATE).sum())
+        row["across tiles"] += sum(owners[targets[k]] != tiles[k] for k in np.flatnonzero(kinds == DUPLICATE))
+        row["false"] += int((kinds == FALSE).sum())
+        row["missed"] += len(objects) - len(owners)
+    return row
+
+
+def ap(truths: list[Annotations], found: list[Found], size: tuple[int, ...]) -> Row:
+    """AP50 of images of the same size."""
+    images, annotations, results = [], [], []
+    for k, (truth, each) in enumerate(zip(truths, found, strict=True), 1):
+        images.append({"id": k, "height": size[0], "width": size[1]})
+        annotations += [{**x, "image_id": k} for x in truth]
+        boxes = np.concatenate([each.boxes[:, :2], each.boxes[:, 2:] - each.boxes[:, :2]], 1)
+        for box, score in zip(boxes.tolist(), each.scores.tolist(), strict=True):
+            results.append({"image_id": k, "category_id": 1, "bbox": box, "score": score})
+    categories = [{"id": 1, "name": "person"}]
+    values = sized_ap(
+        {"images": images, "annotations": annotations, "categories": categories},
+        results,
+        bands=BANDS,
+        iou_thresholds=[0.5],
+        max_detections=MAX_DETECTIONS,
+    )
+    return {f"AP50 {band}": value for (band, _), value in values.items()}
+
+
+def tiles_as_images(scenes: list[Recorded]) -> tuple[list[Annotations], list[Found]]:
+    """What each tile shows of the truth, and what was found in it.
+
+    Objects of which it shows less than 49 % of the area are regions: finding them is no error.
+    """
+    truths, found = [], []
+    for each in scenes:
+        boxes = torch.from_numpy(corners(each.truth))
+        for window, x in zip(each.windows, each.tiles, strict=True):
+            found.append(Found(x["boxes"].numpy(), x["scores"].numpy()))
+            clipped, visible = clip_to_window(boxes, window)
+            clipped[:, 2:] -= clipped[:, :2]
+            here = []
+            for entry, box, share in zip(each.truth, clipped.tolist(), visible.tolist(), strict=True):
+                if share > 0:
+                    ignore = entry["ignore"] or share < MIN_VISIBLE
+                    here.append({**entry, "bbox": box, "area": box[2] * box[3], "ignore": ignore})
+            truths.append(here)
+    return truths, found
+
+
+def split(truth: Annotations) -> tuple[Annotations, Annotations]:
+    """Objects, and regions that do not count."""
+    excluded = [bool(x["ignore"] or x["uncertain"]) for x in truth]
+    pairs = list(zip(truth, excluded, strict=True))
+    return [x for x, is_region in pairs if not is_region], [x for x, is_region in pairs if is_region]
+
+
+def corners(truth: Annotations) -> NDArray[np.float64]:
+    boxes = np.array([x["bbox"] for x in truth], np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)

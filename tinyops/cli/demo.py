@@ -24,7 +24,7 @@ from torch import nn
 
 from tinyops._files import replacing
 from tinyops.data.synth import CLASS_NAMES, make_scene
-from tinyops.evaluation.matching import DUPLICATE, FALSE, match
+from tinyops.evaluation.matching import DUPLICATE, FALSE, FOUND, match
 from tinyops.evaluation.sized_ap import sized_ap
 from tinyops.inference.engine import detect_sources
 from tinyops.inference.formats import read_detections
@@ -137,11 +137,11 @@ def measure(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
     sure = [x for x in detections if x["score"] >= SURE]
     objects = [x for x in truth["annotations"] if not (x["ignore"] or x["uncertain"])]
     regions = [x for x in truth["annotations"] if x["ignore"] or x["uncertain"]]
-    outcome = match(
+    kinds, targets = match(
         _corners(sure), [x["score"] for x in sure], _corners(objects), _corners(regions), IOU
     )
     found = np.zeros(len(objects), bool)
-    found[outcome[outcome >= 0]] = True
+    found[targets[kinds == FOUND]] = True
     sizes = np.sqrt([x["area"] for x in objects])
     bands = {}
     for band, (low, high) in BANDS.items():
@@ -154,8 +154,8 @@ def measure(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
     return {
         "bands": bands,
         "detections": len(sure),
-        "false_alarms": int((outcome == FALSE).sum()),
-        "duplicates": int((outcome == DUPLICATE).sum()),
+        "false_alarms": int((kinds == FALSE).sum()),
+        "duplicates": int((kinds == DUPLICATE).sum()),
         "megapixels": image["width"] * image["height"] / 1e6,
         "max_detections": MAX_DETECTIONS,
     }
