@@ -1,6 +1,5 @@
 """Tiles of a COCO set as training and validation samples."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,12 +14,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from tinyops.data.coco import CocoImage, CocoSet
+from tinyops.data.pillow import MODES, any_size, rgb_pixels
 from tinyops.data.tiles import Window, clip_to_window, tile_windows
 
 Transform = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
-
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
-_open_lock = threading.Lock()
 
 
 class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -177,8 +174,8 @@ def decode(image: CocoImage) -> NDArray[np.uint8]:
         ValueError: the file's size is not the json's, or its pixels are not 8-bit.
         OSError: the file cannot be decoded.
     """
-    with _opened(image) as file:
-        return np.asarray(file.convert("RGB"))
+    with _opened(image) as file, any_size():  # Pillow counts the pixels of a TIFF once more
+        return rgb_pixels(file)
 
 
 def check_headers(images: Iterable[CocoImage]) -> None:
@@ -197,25 +194,16 @@ def check_headers(images: Iterable[CocoImage]) -> None:
 def _opened(image: CocoImage) -> Iterator[Image.Image]:
     """The file of an image, when it is what the json says; errors name it."""
     try:
-        with _open_any_size(image.path) as file:
+        with any_size():  # the json vouches for the size, compared before anything is decoded
+            opened = Image.open(image.path)
+        with opened as file:
             if file.size != (image.width, image.height):
                 raise ValueError(
                     f"{image.path} must be {image.width}x{image.height} px as the json says, "
                     f"got {file.size[0]}x{file.size[1]}"
                 )
-            if file.mode not in _MODES:
+            if file.mode not in MODES:
                 raise ValueError(f"{image.path} must have 8-bit pixels, got mode {file.mode}")
             yield file
     except OSError as error:
         raise OSError(f"cannot decode {image.path}: {error}") from error
-
-
-def _open_any_size(path: Any) -> Image.Image:
-    # Pillow refuses images beyond 179 Mpx as possible bombs; here the json vouches for the size,
-    # which is compared before anything is decoded.
-    with _open_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit

@@ -1,0 +1,167 @@
+"""TIFF and JPEG 2000 by windows from disk, through rasterio (the optional extra `geo`)."""
+
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from rasterio.errors import NotGeoreferencedWarning
+
+from tinyops.data.tiles import Window
+from tinyops.inference.pixels import FileSource, Stretch, naming, to_bytes
+from tinyops.inference.types import Georeference
+
+_MAX_BLOCK = 2**30  # pixels; a window needs its blocks whole in memory
+_warnings_lock = threading.Lock()
+
+
+class RasterSource(FileSource):
+    """The first page of a TIFF, or a JPEG 2000, of which only windows are decoded.
+
+    GDAL keeps decoded blocks up to its own limit (GDAL_CACHEMAX, 5 % of the memory).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        file: Any,
+        *,
+        exif: bool,
+        stretch: Stretch | None,
+        bands: Sequence[int] | None,
+    ) -> None:
+        tags = _tiff_tags(path)
+        transform = file.transform
+        georeference = None
+        if file.crs is not None and not transform.is_identity:
+            georeference = Georeference(tuple(transform)[:6], file.crs.to_string())
+        oriented = exif and georeference is None  # maps refer to stored pixels
+        orientation = tags.get(_ORIENTATION, 1) if oriented else 1
+        super().__init__(str(path), (file.width, file.height), orientation, georeference)
+        self._bands = _chosen(bands, file, self.name)
+        self._stretch = stretch
+        first = self._bands[0]
+        self._dtype = np.dtype(file.dtypes[first - 1])
+        structure = file.tags(first, ns="IMAGE_STRUCTURE")
+        self._bits = int(structure.get("NBITS", min(8 * self._dtype.itemsize, 16)))
+        self._palette = _palette(file, first)
+        self._inverted = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        self._nodata = file.nodata
+        if self._dtype.kind not in "uif" or self._dtype == np.int8:
+            raise ValueError(f"{path} must have integers or floats as pixels, got {self._dtype}")
+        if stretch is not None and self._dtype == np.uint8:
+            raise ValueError(f"stretch must be None for the 8-bit pixels of {path}, got {stretch}")
+        if max(h * w for h, w in file.block_shapes) > _MAX_BLOCK:
+            raise ValueError(
+                f"{path} must have blocks of at most {_MAX_BLOCK} px, got {file.block_shapes[0]}"
+            )
+        _check_length(path, tags)
+        self._file = file
+
+    def _stored(self, window: Window) -> NDArray[np.uint8]:
+        x1, y1, x2, y2 = window
+        with naming(self.name):
+            values = self._file.read(self._bands, window=((y1, y2), (x1, x2)))  # [B, h, w]
+        if self._palette is not None:
+            return self._palette[np.minimum(values[0], len(self._palette) - 1)]
+        pixels = self._bytes(values)
+        if self._inverted:
+            pixels = 255 - pixels
+        h, w = pixels.shape[1:]
+        return np.broadcast_to(pixels, (3, h, w)).transpose(1, 2, 0)
+
+    def _bytes(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        if self._dtype == np.uint8:
+            return values if self._bits == 8 else (values * (255 // (2**self._bits - 1)))
+        missing = values == self._nodata if self._nodata is not None else None
+        if missing is not None:
+            values[missing] = 0
+        pixels = to_bytes(values, self._bits, self._stretch, self.name)
+        if missing is not None:
+            pixels[missing] = 0
+        return pixels
+
+
+def open_raster(
+    path: Path, driver: str, *, exif: bool, stretch: Stretch | None, bands: Sequence[int] | None
+) -> RasterSource | None:
+    """The file; None if its colours are of a kind that only Pillow converts (CMYK, CIELAB)."""
+    with naming(str(path)), _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        file = rasterio.open(os.path.abspath(path), driver=driver, sharing=False)
+        structure = file.tags(ns="IMAGE_STRUCTURE")
+    try:
+        if structure.get("SOURCE_COLOR_SPACE", "YCbCr") != "YCbCr":
+            file.close()
+            return None
+        return RasterSource(path, file, exif=exif, stretch=stretch, bands=bands)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _chosen(bands: Sequence[int] | None, file: Any, name: str) -> list[int]:
+    """Numbers from 1 of the bands that are shown: one, or red, green and blue."""
+    meaning = [colour.name for colour in file.colorinterp]
+    if bands is not None:
+        if len(bands) not in (1, 3) or not all(1 <= band <= file.count for band in bands):
+            raise ValueError(
+                f"bands must be one or three of 1..{file.count} for {name}, got {tuple(bands)}"
+            )
+        return list(bands)
+    if {"red", "green", "blue"} <= set(meaning):
+        return [meaning.index(colour) + 1 for colour in ("red", "green", "blue")]
+    colours = [k for k, colour in enumerate(meaning, 1) if colour != "alpha"]
+    if len(colours) == 3:
+        return colours
+    if len(colours) <= 2:
+        return colours[:1]
+    raise ValueError(
+        f"{name} has {file.count} bands, of which none are called red, green and blue; "
+        "choose by bands=(r, g, b)"
+    )
+
+
+def _palette(file: Any, band: int) -> NDArray[np.uint8] | None:
+    """[N, 3] colours of the values of a band."""
+    if file.colorinterp[band - 1].name != "palette":
+        return None
+    colours = file.colormap(band)
+    palette = np.zeros((max(colours) + 1, 3), np.uint8)
+    for value, colour in colours.items():
+        palette[value] = colour[:3]
+    return palette
+
+
+_ORIENTATION = 274
+_BLOCKS = ((273, 279), (324, 325))  # tags of offsets and lengths of strips, of tiles
+
+
+def _tiff_tags(path: Path) -> dict[int, Any]:
+    """Tags of the first page; none for other formats, and where Pillow cannot read them."""
+    with open(path, "rb") as file:
+        try:
+            head = file.read(8)
+            directory = ImageFileDirectory_v2(head + (file.read(8) if head[2] == 43 else b""))
+            file.seek(directory.next)
+            directory.load(file)
+            return dict(directory)
+        except Exception:  # GDAL has opened the file, so it is sound
+            return {}
+
+
+def _check_length(path: Path, tags: dict[int, Any]) -> None:
+    """Say now that a file is cut short, not when its last window is read."""
+    length = path.stat().st_size
+    for offsets, lengths in _BLOCKS:
+        ends = [a + b for a, b in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)]
+        if ends and max(ends) > length:
+            raise OSError(
+                f"cannot read {path}: it is cut short, {length} of {max(ends)} bytes are there"
+            )
