@@ -1,5 +1,6 @@
 """Detection by tiles as tinyops, SAHI and supervision do it, each through its public interface."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,18 +82,19 @@ def to_float(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
 
 
-def tinyops(model: nn.Module, image: NDArray[np.uint8], cut: Cut) -> Found:
-    how = Detection(tile=cut.tile, overlap=cut.overlap, batch=cut.batch)
+def tinyops(model: nn.Module, image: NDArray[np.uint8], cut: Cut, min_score: float = 0.0) -> Found:
+    how = Detection(tile=cut.tile, overlap=cut.overlap, batch=cut.batch, min_score=min_score)
     (result,) = detect_sources(model, [ArraySource(image, name="scene")], how, device="cpu")
     return Found(result["boxes"].numpy(), result["scores"].numpy(), result.seconds["stitch"])
 
 
-def sahi(kind: str, metric: str, *, whole: bool = False) -> Slicer:
+def sahi(kind: str, metric: str, *, least: float = 0.0, whole: bool = False) -> Slicer:
     """SAHI with its own wrapper of torchvision's models, which takes one tile at a time.
 
     Args:
         kind: "GREEDYNMM" (its default), "NMS", ...
         metric: "IOS" (its default) or "IOU".
+        least: scores above this are looked at; its default is 0.3.
         whole: with its pass over the whole image, which it makes by default.
     """
 
@@ -103,7 +105,7 @@ def sahi(kind: str, metric: str, *, whole: bool = False) -> Slicer:
         sahi_combine()  # with numba
         wrapped = TorchVisionDetectionModel(
             model=model,
-            confidence_threshold=0.0,
+            confidence_threshold=least,
             category_mapping={"1": "person"},
             device="cpu",
         )
@@ -166,12 +168,16 @@ def supervision(model: nn.Module, image: NDArray[np.uint8], cut: Cut) -> Found:
 def slicers() -> dict[str, Slicer | str]:
     """Name -> slicer, or why it is not measured."""
     peers: dict[str, tuple[str, Slicer]] = {
-        "sahi, its default": ("sahi", sahi("GREEDYNMM", "IOS", whole=True)),
-        "sahi, its default without the whole image": ("sahi", sahi("GREEDYNMM", "IOS")),
-        "sahi, NMS with IoU": ("sahi", sahi("NMS", "IOU")),
+        "sahi, its default": ("sahi", sahi("GREEDYNMM", "IOS", least=0.3, whole=True)),
+        "sahi, without the whole image": ("sahi", sahi("GREEDYNMM", "IOS", least=0.3)),
+        "sahi, the same, all scores": ("sahi", sahi("GREEDYNMM", "IOS")),
+        "sahi, NMS with IoU, all scores": ("sahi", sahi("NMS", "IOU")),
         "supervision, its default": ("supervision", supervision),
     }
-    chosen: dict[str, Slicer | str] = {"tinyops": tinyops}
+    chosen: dict[str, Slicer | str] = {
+        "tinyops": tinyops,
+        "tinyops, scores from 0.3": functools.partial(tinyops, min_score=0.3),
+    }
     for name, (package, slicer) in peers.items():
         chosen[name] = slicer if installed(package) else "not installed"
     return chosen

@@ -7,7 +7,7 @@ Scenes are TinySea's; tiles have 640 x 512 px.
 
 `speed`: a scene of 6354 x 4064 px in 99 tiles that overlap by 30 px. In the second row the network
 runs on them too, but its output is replaced by that of a simulated detector, of which 20,000 boxes
-are left after merging. Then the same without a network, here and in SAHI: the time of all the rest.
+are left after merging. Then without the network, here and in SAHI: the time of all the rest.
 `memory`: growth of the process, and the most bytes of tensors, above image and model.
 `quality`: tiles overlap by 100 px. The network sees every tile once, and the whole image. Every
 method then gets these detections through its own public interface, so that it is the merging alone
@@ -31,8 +31,10 @@ NOTES = {
     "memory": "In a process of its own with the allocator's defaults.",
     "quality": "AP50 counts up to 3,000 detections per image. Each tile by itself: against what it "
     "shows of the truth. duplicates, false, missed: of detections with a score of at least 0.5, at "
-    "IoU 0.5, best first; across tiles: duplicates that are of another tile than the detection that "
-    "has the person. SAHI takes one tile at a time, the others a batch.",
+    "IoU 0.5, best first; across tiles: duplicates of another tile than the detection that has the "
+    "person. SAHI takes one tile at a time, the others a batch; its default is scores "
+    "above 0.3, GREEDYNMM by IoS at 0.5, and a pass over the whole image besides the tiles. Below "
+    "0.1 it takes NMS by IoU.",
 }
 
 
@@ -46,6 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--amp", default="none", choices=("none", "bf16"))
     parser.add_argument("--scenes", type=int, default=2, help="of quality")
     parser.add_argument("--size", type=int, nargs=2, default=(1720, 1336), help="of these")
+    parser.add_argument("--overlap", type=int, default=100, help="of their tiles")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--malloc", default="tuned", choices=("tuned", "default"))
     parser.add_argument("--json", type=Path)
@@ -69,12 +72,13 @@ def main() -> None:
     from tiled_measures import measure_quality, measure_speed
 
     torch.set_num_threads(options.threads)
-    facts = environment(
-        torch.device("cpu"), options.malloc, " ".join(["python", *sys.argv])
-    ) | {"peers": versions(PACKAGES)}
+    command = " ".join(["python", *sys.argv])
+    facts = environment(torch.device("cpu"), options.malloc, command)
+    facts["peers"] = versions(PACKAGES)
     measures = {"speed": measure_speed, "memory": memory_elsewhere, "quality": measure_quality}
     results = {part: measures[part](options) for part in options.parts}
-    text = "\n".join([headline(facts), "", *(table(results[p]) + f"\n{NOTES[p]}\n" for p in results)])
+    parts = [f"{table(rows)}\n{NOTES[part]}\n" for part, rows in results.items()]
+    text = "\n".join([headline(facts), "", *parts])
     print(text)
     if options.json:
         options.json.write_text(json.dumps({"environment": facts, **results}, indent=1) + "\n")
@@ -112,7 +116,9 @@ def cell(column: str, value: Any) -> str:
         return f"{value:.1%}"
     if column.startswith("AP"):
         return f"{100 * value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else value
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 if __name__ == "__main__":

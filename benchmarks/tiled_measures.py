@@ -24,8 +24,7 @@ from tinyops.models import load
 
 SEED = 7070  # of the scenes; no training draws from this set
 DENSITY = 2.6  # people in 256 x 256 px, a thousand in the large scene
-CROWD = 22_500  # people of the simulated detector, which finds 20,000 of them
-SEAM = 100  # overlap of the tiles for quality, in pixels
+CROWD = 21_200  # people of the simulated detector, which finds 20,000 of them
 MIN_VISIBLE = 0.7  # square root of the share of an object that a tile must show
 MAX_DETECTIONS = 3000  # that AP counts, of an image
 SURE = 0.5  # score of the detections that are counted one by one
@@ -177,7 +176,7 @@ def windows_of(image: NDArray[np.uint8], cut: Cut) -> list[Window]:
 
 def measure_quality(options: Namespace) -> list[Row]:
     """AP and errors of every way to merge the same detections, and the time of each."""
-    cut = Cut((640, 512), SEAM, options.batch)
+    cut = Cut((640, 512), options.overlap, options.batch)
     network = warm(options, cut)
     scenes = [record(network, 2 + k, tuple(options.size), cut) for k in range(options.scenes)]
     whole = [Found(x.whole["boxes"].numpy(), x.whole["scores"].numpy()) for x in scenes]
@@ -219,7 +218,8 @@ def score(scenes: list[Recorded], found: list[Found]) -> Row:
         tiles = np.array([each.tile_of.get(float(score), -1) for score in scores])
         owners = dict(zip(targets[kinds == FOUND], tiles[kinds == FOUND], strict=True))
         row["duplicates"] += int((kinds == DUPLICATE).sum())
-        row["across tiles"] += sum(owners[targets[k]] != tiles[k] for k in np.flatnonzero(kinds == DUPLICATE))
+        twice = np.flatnonzero(kinds == DUPLICATE)
+        row["across tiles"] += sum(bool(owners[targets[k]] != tiles[k]) for k in twice)
         row["false"] += int((kinds == FALSE).sum())
         row["missed"] += len(objects) - len(owners)
     return row
@@ -256,21 +256,27 @@ def tiles_as_images(scenes: list[Recorded]) -> tuple[list[Annotations], list[Fou
         for window, x in zip(each.windows, each.tiles, strict=True):
             found.append(Found(x["boxes"].numpy(), x["scores"].numpy()))
             clipped, visible = clip_to_window(boxes, window)
-            clipped[:, 2:] -= clipped[:, :2]
-            here = []
-            for entry, box, share in zip(each.truth, clipped.tolist(), visible.tolist(), strict=True):
-                if share > 0:
-                    ignore = entry["ignore"] or share < MIN_VISIBLE
-                    here.append({**entry, "bbox": box, "area": box[2] * box[3], "ignore": ignore})
-            truths.append(here)
+            clipped[:, 2:] -= clipped[:, :2]  # x y w h
+            truths.append(
+                [
+                    {
+                        **each.truth[k],
+                        "bbox": clipped[k].tolist(),
+                        "area": float(clipped[k, 2:].prod()),
+                        "ignore": each.truth[k]["ignore"] or bool(visible[k] < MIN_VISIBLE),
+                    }
+                    for k in visible.nonzero()[:, 0].tolist()
+                ]
+            )
     return truths, found
 
 
 def split(truth: Annotations) -> tuple[Annotations, Annotations]:
     """Objects, and regions that do not count."""
-    excluded = [bool(x["ignore"] or x["uncertain"]) for x in truth]
-    pairs = list(zip(truth, excluded, strict=True))
-    return [x for x, is_region in pairs if not is_region], [x for x, is_region in pairs if is_region]
+    parts: tuple[Annotations, Annotations] = ([], [])
+    for entry in truth:
+        parts[bool(entry["ignore"] or entry["uncertain"])].append(entry)
+    return parts
 
 
 def corners(truth: Annotations) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ from torch import nn
 
 from tinyops._files import replacing
 from tinyops.data.synth import CLASS_NAMES, make_scene
-from tinyops.evaluation.matching import DUPLICATE, FALSE, FOUND, match
+from tinyops.evaluation.matching import DUPLICATE, FALSE, FOUND, LEFT_OUT, match
 from tinyops.evaluation.sized_ap import sized_ap
 from tinyops.inference.engine import detect_sources
 from tinyops.inference.formats import read_detections
@@ -32,6 +32,7 @@ from tinyops.inference.source import open_source
 from tinyops.inference.types import Detection
 from tinyops.inference.views import plan_tiles
 from tinyops.models import load
+from tinyops.plot.picture import annotate
 
 SEED = 2026  # a set of scenes that no training of this package draws from
 BANDS = {  # limits of sqrt(area) in pixels
@@ -41,6 +42,7 @@ BANDS = {  # limits of sqrt(area) in pixels
     "above 8 px": (8.0, 32.0),
     "all": (1.0, 1e5),
 }
+PEOPLE = 2000  # at most, so that MAX_DETECTIONS are enough
 MAX_DETECTIONS = 3000  # that AP counts
 IOU = 0.5
 SURE = 0.5  # score of what is shown, and counted as found or as a false alarm
@@ -87,7 +89,9 @@ def run(demo: Demo) -> int:
         ValueError: a setting is out of range, or the file is not of a model of one class.
         OSError: a file cannot be read or written, or would replace one that is not of a demo.
     """
-    density = _density(demo)
+    if not 1 <= demo.people <= PEOPLE:
+        raise ValueError(f"people must be 1 to {PEOPLE}, got {demo.people}")
+    density = demo.people * 256**2 / max(1, demo.size[0] * demo.size[1])
     _refuse_others(demo.out)
     seconds: dict[str, float] = {}
     how = Detection(overlap=60, batch=4, amp=demo.amp)
@@ -113,8 +117,11 @@ def run(demo: Demo) -> int:
             found = read_detections(demo.out / "detections.json").entries
             measures = measure(truth, found)
         with _stage("pictures", seconds, progress):
-            pass
+            picture = _picture(image, truth, found)
+            with replacing(demo.out / "picture.jpg") as file:
+                picture.save(file, "jpeg", quality=90)
     measures["seconds"] = seconds
+    _write_json(demo.out / "measures.json", measures)
     print(_text(measures))
     return 0
 
@@ -134,12 +141,7 @@ def measure(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
     ap = sized_ap(
         truth, detections, bands=BANDS, iou_thresholds=[IOU], max_detections=MAX_DETECTIONS
     )
-    sure = [x for x in detections if x["score"] >= SURE]
-    objects = [x for x in truth["annotations"] if not (x["ignore"] or x["uncertain"])]
-    regions = [x for x in truth["annotations"] if x["ignore"] or x["uncertain"]]
-    kinds, targets = match(
-        _corners(sure), [x["score"] for x in sure], _corners(objects), _corners(regions), IOU
-    )
+    objects, sure, kinds, targets = _outcome(truth, detections)
     found = np.zeros(len(objects), bool)
     found[targets[kinds == FOUND]] = True
     sizes = np.sqrt([x["area"] for x in objects])
@@ -153,21 +155,36 @@ def measure(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
         }
     return {
         "bands": bands,
+        "max_detections": MAX_DETECTIONS,
+        "score": SURE,
         "detections": len(sure),
         "false_alarms": int((kinds == FALSE).sum()),
         "duplicates": int((kinds == DUPLICATE).sum()),
+        "left_out": int((kinds == LEFT_OUT).sum()),
         "megapixels": image["width"] * image["height"] / 1e6,
-        "max_detections": MAX_DETECTIONS,
     }
 
 
-def _density(demo: Demo) -> float:
-    """Objects in 256x256 px, of which `make_scene` draws so many that there are `people`."""
-    if demo.people < 1:
-        raise ValueError(f"people must be at least 1, got {demo.people}")
-    if min(demo.size) < 1:
-        raise ValueError(f"size must be positive, got {demo.size}")
-    return demo.people * 256**2 / (demo.size[0] * demo.size[1])
+def _outcome(
+    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+) -> tuple[list[Any], list[Any], NDArray[np.int64], NDArray[np.int64]]:
+    """The objects, the sure detections, and what `match` says of these."""
+    entries = truth["annotations"]
+    regions = [x for x in entries if x["ignore"] or x["uncertain"]]
+    objects = [x for x in entries if not (x["ignore"] or x["uncertain"])]
+    sure = [x for x in detections if x["score"] >= SURE]
+    scores = [x["score"] for x in sure]
+    return objects, sure, *match(_corners(sure), scores, _corners(objects), _corners(regions), IOU)
+
+
+def _picture(
+    image: NDArray[np.uint8], truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+) -> Image.Image:
+    """Hits, false alarms and misses; what lies in a region is none of these."""
+    objects, sure, kinds, _ = _outcome(truth, detections)
+    shown = [x for x, kind in zip(sure, kinds, strict=True) if kind != LEFT_OUT]
+    scores = [x["score"] for x in shown]
+    return annotate(image, _corners(shown), scores, truth=_corners(objects))
 
 
 def _refuse_others(out: Path) -> None:
@@ -231,8 +248,9 @@ def _stage(name: str, seconds: dict[str, float], progress: Progress) -> Iterator
 def _text(measures: Mapping[str, Any]) -> str:
     lines = ["size          people    AP50   found"]
     for band, row in measures["bands"].items():
+        ap = "-" if row["ap50"] < 0 else f"{row['ap50']:.3f}"
         recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
-        lines.append(f"{band:12}  {row['people']:6,}  {row['ap50']:6.3f}  {recall:>6}")
+        lines.append(f"{band:12}  {row['people']:6,}  {ap:>6}  {recall:>6}")
     seconds = measures["seconds"]
     lines.append(
         f"AP of at most {measures['max_detections']:,} detections. Of those with a score of "
