@@ -303,9 +303,10 @@ def _objects(result: Result, known: Sequence[Any] | None = None) -> Iterator[Obj
     if (boxes[:, 2:] < boxes[:, :2]).any():
         raise ValueError(f"{result.name}: boxes must be x1 y1 x2 y2 with x1 <= x2 and y1 <= y2")
     known = result.categories if known is None else known
-    low, high = 1, math.inf if known is None else len(known)
-    if ((labels < low) | (labels > high)).any():
-        raise ValueError(f"{result.name}: labels must be in {low}..{high}, got {labels.unique()}")
+    high = math.inf if known is None else len(known)
+    wrong = labels[(labels < 1) | (labels > high)]
+    if len(wrong):
+        raise ValueError(f"{result.name}: labels must be in 1..{high}, got {wrong[0].item()}")
     corners = ((boxes.double() * 1000).round() / 1000 + 0.0).tolist()  # 0.0: no -0.0
     decimals = map(float, scores.float().numpy().astype(str))
     yield from zip(labels.tolist(), decimals, corners, strict=True)
