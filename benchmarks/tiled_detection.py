@@ -32,7 +32,7 @@ NOTES = {
     "quality": "AP50 counts up to 3,000 detections per image. Each tile by itself: against what it "
     "shows of the truth. duplicates, false, missed: of detections with a score of at least 0.5, at "
     "IoU 0.5, best first; across tiles: duplicates of another tile than the detection that has the "
-    "person. SAHI takes one tile at a time, the others a batch; its default is scores "
+    "person. SAHI's default is scores "
     "above 0.3, GREEDYNMM by IoS at 0.5, and a pass over the whole image besides the tiles. Below "
     "0.1 it takes NMS by IoU.",
 }
@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", default="embedded", help="embedded, or a file")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1, help="tiles; on a CPU 1 is fastest")
     parser.add_argument("--amp", default="none", choices=("none", "bf16"))
     parser.add_argument("--scenes", type=int, default=2, help="of quality")
     parser.add_argument("--size", type=int, nargs=2, default=(1720, 1336), help="of these")

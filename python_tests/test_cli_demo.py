@@ -1,5 +1,7 @@
 """The demonstration: its scene, its files, its numbers, and what it refuses."""
 
+import contextlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -62,12 +64,11 @@ class Oracle(nn.Module):
 def finished(tmp_path_factory):
     """The folder of a demo, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    with pytest.MonkeyPatch.context() as patch:
-        lines = []
-        patch.setattr(demo, "load", lambda name: Oracle())
-        patch.setattr("builtins.print", lambda text, **options: lines.append(text))
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
+        patch.setattr(demo, "load", lambda *_: Oracle())
         assert main(["demo", "--out", str(out), *WORDS]) == 0
-    return out, "\n".join(lines)
+    return out, text.getvalue()
 
 
 def test_all_files_are_there_and_nothing_else(finished):
@@ -158,7 +159,7 @@ def test_the_picture_can_be_read(finished):
 
 
 def test_a_seed_gives_one_scene_and_an_earlier_demo_is_replaced(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "load", lambda name: Oracle())
+    monkeypatch.setattr(demo, "load", lambda *_: Oracle())
     (tmp_path / "notes.txt").write_text("mine")
     for _ in range(2):
         assert main(["demo", "--out", str(tmp_path), *WORDS]) == 0
@@ -169,7 +170,7 @@ def test_a_seed_gives_one_scene_and_an_earlier_demo_is_replaced(finished, tmp_pa
 
 @pytest.mark.parametrize("name", ["scene.png", "report.html", "truth.json"])
 def test_files_of_something_else_are_not_touched(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(demo, "load", lambda name: Oracle())
+    monkeypatch.setattr(demo, "load", lambda *_: Oracle())
     (tmp_path / name).write_text("mine")
     assert main(["demo", "--out", str(tmp_path), *WORDS]) == 2
     assert one_line(capsys) == (
@@ -179,7 +180,7 @@ def test_files_of_something_else_are_not_touched(tmp_path, monkeypatch, capsys, 
 
 
 def test_an_interrupted_demo_leaves_no_results_of_an_earlier_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "load", lambda name: Oracle())
+    monkeypatch.setattr(demo, "load", lambda *_: Oracle())
     assert main(["demo", "--out", str(tmp_path), *WORDS]) == 0
 
     def interrupted(*_, **__):
@@ -212,14 +213,15 @@ def test_a_model_of_a_file_runs_and_may_find_nothing(tmp_path, capsys):
         (["--size", "700", "20001"], "size must be 16 to 20000 px per side, got 700x20001"),
         (["--size", "16", "16", "--people", "1000"], "density must be 0 to 200 objects"),
         (["--model", "none.safetensors"], "none.safetensors"),
-        (["--out", "file"], "file"),
+        (["--out", "file"], "file is not a folder"),
+        (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:<k>, got 'tpu'"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     if "--model" not in words:
-        monkeypatch.setattr(demo, "load", lambda name: Oracle())
+        monkeypatch.setattr(demo, "load", lambda *_: Oracle())
     assert main(["demo", *words]) == 2
     assert message in one_line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
