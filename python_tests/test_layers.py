@@ -75,6 +75,17 @@ def test_importing_tinyops_needs_torch_and_numpy_alone():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_tinyops_imports_the_rest_when_it_is_asked_for():
+    code = """
+import sys, tinyops
+assert not any(name in sys.modules for name in ("tinyops.models", "tinyops.inference"))
+assert callable(tinyops.detect) and callable(tinyops.models.load)
+assert tinyops.inference.types.Detection and tinyops.detect is tinyops.inference.detect.detect
+assert not hasattr(tinyops, "train")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("path", CPP_FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_cpp_layers(path):
     text, relative = path.read_text(), path.relative_to(ROOT / "csrc")

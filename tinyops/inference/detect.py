@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -82,49 +82,44 @@ def detect(
         class_agnostic=class_agnostic,
         amp=amp,
     )
-    row = images if isinstance(images, list | tuple) else [images]
+    row: Any = images if isinstance(images, list | tuple) else [images]
     results = list(detect_sources(model, _sources(row), how, device=device, categories=categories))
     return results if row is images else results[0]
 
 
-def _sources(images: Sequence[Any]) -> Iterator[Source]:
+def _sources(images: Sequence[Picture]) -> Iterator[Source]:
     for k, image in enumerate(images):
+        name = f"image {k}"
         if isinstance(image, str | Path):
             yield open_source(image)
-        elif isinstance(image, Tensor):
-            yield _TensorSource(image, f"image {k}")
-        elif isinstance(image, Image.Image | np.ndarray):
-            yield ArraySource(image, name=f"image {k}")
+        elif isinstance(image, Tensor) and image.is_floating_point():
+            yield _FloatSource(image, name)
+        elif isinstance(image, Tensor | np.ndarray | Image.Image):
+            yield ArraySource(image, name=name)
         else:
             raise ValueError(
                 "images must be paths, PIL images, arrays or tensors, "
-                f"got {type(image).__name__} as image {k}"
+                f"got {type(image).__name__} as {name}"
             )
 
 
-class _TensorSource:
-    """A tensor [3, H, W]; floats stay what they are."""
+class _FloatSource:
+    """A tensor of floats, which stay as they are: the engine takes them too."""
 
     georeference: Georeference | None = None
 
     def __init__(self, image: Tensor, name: str) -> None:
-        known = image.dtype == torch.uint8 or image.dtype.is_floating_point
-        if image.dim() != 3 or len(image) != 3 or not known:
+        if image.dim() != 3 or len(image) != 3 or not image.numel():
             raise ValueError(
-                "images must be tensors [3, H, W] of uint8 or floats in 0..1, "
-                f"got {image.dtype} {list(image.shape)} as {name}"
+                f"{name} must be a tensor [3, H, W] with pixels, got {list(image.shape)}"
             )
         self.name = name
         self.height, self.width = image.shape[1:]
         self._image = image.detach()
 
-    def read(self, window: Window) -> NDArray[np.uint8]:
+    def read(self, window: Window) -> Any:
         x1, y1, x2, y2 = window
-        pixels = self._image[:, y1:y2, x1:x2].permute(1, 2, 0).cpu()
-        if pixels.dtype != torch.uint8:
-            pixels = pixels.float()
-        # The engine takes floats too.
-        return cast(NDArray[np.uint8], pixels.numpy())
+        return self._image[:, y1:y2, x1:x2].permute(1, 2, 0).float().cpu().numpy()
 
     def close(self) -> None:
         del self._image

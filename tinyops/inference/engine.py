@@ -78,9 +78,11 @@ def check(how: Detection) -> None:
     if how.tile is not None:
         if len(how.tile) != 2 or min(how.tile) < 1:
             raise ValueError(f"tile must be a positive width and height, got {how.tile}")
-        if any(not 0 <= o < side for o, side in zip(overlaps, how.tile, strict=True)):
+        fits = [0 <= o < side for o, side in zip(overlaps, how.tile, strict=False)]
+        if len(overlaps) != 2 or not all(fits):
             raise ValueError(
-                f"overlap must be at least 0 and less than tile, {how.tile}, got {how.overlap}"
+                f"overlap must be one or two numbers from 0 to less than tile, {how.tile}, "
+                f"got {how.overlap}"
             )
     if how.batch < 1:
         raise ValueError(f"batch must be at least 1, got {how.batch}")

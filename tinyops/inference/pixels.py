@@ -17,7 +17,7 @@ Stretch = tuple[float, float]
 class FileSource:
     """A file that is read by windows; see `tinyops.inference.types.Source`.
 
-    Subclasses set `held` and say how stored pixels are read, in `_stored`.
+    Subclasses set `_file` and say how stored pixels are read, in `_stored`.
     """
 
     def __init__(
@@ -92,15 +92,14 @@ def to_bytes(
     real = values.dtype.kind == "f"
     if stretch is not None:
         low, high = stretch
-        values = (values.astype(np.float32 if values.itemsize < 4 else np.float64) - low) * (
-            255 / (high - low)
-        )
-        return np.nan_to_num(values, nan=0.0).clip(0, 255).round().astype(np.uint8)
+        exact = np.float32 if values.itemsize <= 2 else np.float64
+        scaled = (values.astype(exact) - low) * (255 / (high - low))
+        return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
     top = 1 if real else 2**bits - 1
-    if values.size and not (np.nanmin(values) >= 0 and np.nanmax(values) <= top):
+    if ((values < 0) | (values > top)).any():
         raise ValueError(
-            f"{name} has {values.dtype} values {np.nanmin(values)}..{np.nanmax(values)}, expected "
-            f"0..{top}; say by stretch=(low, high) which are black and white"
+            f"{name} has {values.dtype} values from {np.nanmin(values)} to {np.nanmax(values)}, "
+            f"expected 0..{top}; say by stretch=(low, high) which are black and white"
         )
     if real:
         return np.nan_to_num(values * 255).round().astype(np.uint8)

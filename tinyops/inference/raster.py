@@ -18,6 +18,7 @@ from tinyops.inference.pixels import FileSource, Stretch, naming, to_bytes
 from tinyops.inference.types import Georeference
 
 _MAX_BLOCK = 2**30  # pixels; a window needs its blocks whole in memory
+_ORIENTATION = 274
 _warnings_lock = threading.Lock()
 
 
@@ -36,23 +37,26 @@ class RasterSource(FileSource):
         stretch: Stretch | None,
         bands: Sequence[int] | None,
     ) -> None:
-        tags = _tiff_tags(path)
-        transform = file.transform
-        georeference = None
-        if file.crs is not None and not transform.is_identity:
-            georeference = Georeference(tuple(transform)[:6], file.crs.to_string())
-        oriented = exif and georeference is None  # maps refer to stored pixels
-        orientation = tags.get(_ORIENTATION, 1) if oriented else 1
-        super().__init__(str(path), (file.width, file.height), orientation, georeference)
-        self._bands = _chosen(bands, file, self.name)
-        self._stretch = stretch
+        name = str(path)
+        with naming(name):
+            meaning = [colour.name for colour in file.colorinterp]
+            georeference = None
+            if file.crs is not None and not file.transform.is_identity:
+                georeference = Georeference(tuple(file.transform)[:6], file.crs.to_string())
+        orientation, end = _tiff_facts(path)
+        if not exif or georeference is not None:  # maps refer to stored pixels
+            orientation = 1
+        super().__init__(name, (file.width, file.height), orientation, georeference)
+        self._bands, self._stretch = _chosen(bands, meaning, name), stretch
         first = self._bands[0]
         self._dtype = np.dtype(file.dtypes[first - 1])
-        structure = file.tags(first, ns="IMAGE_STRUCTURE")
-        self._bits = int(structure.get("NBITS", min(8 * self._dtype.itemsize, 16)))
-        self._palette = _palette(file, first)
-        self._inverted = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
-        self._nodata = file.nodata
+        with naming(name):
+            one = len(self._bands) == 1
+            self._palette = _palette(file, first) if one else None
+            self._inverted = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+            bits = file.tags(first, ns="IMAGE_STRUCTURE").get("NBITS")
+            self._bits = int(bits or min(8 * self._dtype.itemsize, 16))
+            self._nodata = file.nodata
         if self._dtype.kind not in "uif" or self._dtype == np.int8:
             raise ValueError(f"{path} must have integers or floats as pixels, got {self._dtype}")
         if stretch is not None and self._dtype == np.uint8:
@@ -61,7 +65,8 @@ class RasterSource(FileSource):
             raise ValueError(
                 f"{path} must have blocks of at most {_MAX_BLOCK} px, got {file.block_shapes[0]}"
             )
-        _check_length(path, tags)
+        if end > (length := path.stat().st_size):  # now, not when the last window is read
+            raise OSError(f"cannot read {path}: it is cut short, {length} of {end} bytes are there")
         self._file = file
 
     def _stored(self, window: Window) -> NDArray[np.uint8]:
@@ -78,14 +83,14 @@ class RasterSource(FileSource):
 
     def _bytes(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         if self._dtype == np.uint8:
-            return values if self._bits == 8 else (values * (255 // (2**self._bits - 1)))
-        missing = values == self._nodata if self._nodata is not None else None
-        if missing is not None:
-            values[missing] = 0
-        pixels = to_bytes(values, self._bits, self._stretch, self.name)
-        if missing is not None:
-            pixels[missing] = 0
-        return pixels
+            if self._bits == 8:
+                return values
+            return (values.astype(np.uint16) * 255 // (2**self._bits - 1)).astype(np.uint8)
+        missing = values == self._nodata  # nowhere if there is no such value
+        pixels = to_bytes(
+            np.where(missing, 0, values).astype(self._dtype), self._bits, self._stretch, self.name
+        )
+        return np.where(missing, np.uint8(0), pixels)
 
 
 def open_raster(
@@ -106,26 +111,23 @@ def open_raster(
         raise
 
 
-def _chosen(bands: Sequence[int] | None, file: Any, name: str) -> list[int]:
+def _chosen(bands: Sequence[int] | None, meaning: list[str], name: str) -> list[int]:
     """Numbers from 1 of the bands that are shown: one, or red, green and blue."""
-    meaning = [colour.name for colour in file.colorinterp]
     if bands is not None:
-        if len(bands) not in (1, 3) or not all(1 <= band <= file.count for band in bands):
+        if len(bands) not in (1, 3) or not all(1 <= band <= len(meaning) for band in bands):
             raise ValueError(
-                f"bands must be one or three of 1..{file.count} for {name}, got {tuple(bands)}"
+                f"bands must be one or three of 1..{len(meaning)} for {name}, got {tuple(bands)}"
             )
         return list(bands)
     if {"red", "green", "blue"} <= set(meaning):
         return [meaning.index(colour) + 1 for colour in ("red", "green", "blue")]
     colours = [k for k, colour in enumerate(meaning, 1) if colour != "alpha"]
-    if len(colours) == 3:
-        return colours
-    if len(colours) <= 2:
-        return colours[:1]
-    raise ValueError(
-        f"{name} has {file.count} bands, of which none are called red, green and blue; "
-        "choose by bands=(r, g, b)"
-    )
+    if len(colours) > 3:
+        raise ValueError(
+            f"{name} has {len(meaning)} bands, of which none are called red, green and blue; "
+            "choose by bands=(r, g, b)"
+        )
+    return colours if len(colours) == 3 else colours[:1]
 
 
 def _palette(file: Any, band: int) -> NDArray[np.uint8] | None:
@@ -139,29 +141,19 @@ def _palette(file: Any, band: int) -> NDArray[np.uint8] | None:
     return palette
 
 
-_ORIENTATION = 274
-_BLOCKS = ((273, 279), (324, 325))  # tags of offsets and lengths of strips, of tiles
-
-
-def _tiff_tags(path: Path) -> dict[int, Any]:
-    """Tags of the first page; none for other formats, and where Pillow cannot read them."""
+def _tiff_facts(path: Path) -> tuple[int, int]:
+    """Orientation, and how long the file must be; 1 and 0 where Pillow finds no such tags."""
     with open(path, "rb") as file:
         try:
             head = file.read(8)
-            directory = ImageFileDirectory_v2(head + (file.read(8) if head[2] == 43 else b""))
-            file.seek(directory.next)
-            directory.load(file)
-            return dict(directory)
-        except Exception:  # GDAL has opened the file, so it is sound
-            return {}
-
-
-def _check_length(path: Path, tags: dict[int, Any]) -> None:
-    """Say now that a file is cut short, not when its last window is read."""
-    length = path.stat().st_size
-    for offsets, lengths in _BLOCKS:
-        ends = [a + b for a, b in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)]
-        if ends and max(ends) > length:
-            raise OSError(
-                f"cannot read {path}: it is cut short, {length} of {max(ends)} bytes are there"
-            )
+            tags = ImageFileDirectory_v2(head + (file.read(8) if head[2] == 43 else b""))
+            file.seek(tags.next)
+            tags.load(file)
+            blocks = [
+                offset + length
+                for offsets, lengths in ((273, 279), (324, 325))  # of strips, of tiles
+                for offset, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=True)
+            ]
+            return int(tags.get(_ORIENTATION, 1)), int(max(blocks, default=0))
+        except Exception:  # GDAL judges the file, this is only what GDAL does not tell
+            return 1, 0

@@ -3,9 +3,7 @@
 import glob
 import os
 import stat
-import struct
 from collections.abc import Sequence
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tinyops.data.pillow import MODES, any_size, rgb_pixels
+from tinyops.data.pillow import MODES, rgb_pixels
 from tinyops.data.tiles import Window
-from tinyops.inference.pixels import (
-    FileSource,
-    Stretch,
-    checked,
-    checked_stretch,
-    naming,
-    to_bytes,
-)
+from tinyops.inference.decoded import DecodedSource
+from tinyops.inference.pixels import FileSource, Stretch, checked, checked_stretch, naming
 from tinyops.inference.types import Source
 
 MAX_PIXELS = 2**30  # of an image that is decoded whole
@@ -33,10 +25,8 @@ _SUFFIXES_TEXT = (
     ".avif .bmp .dib .gif .j2k .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp"
 )
 SUFFIXES = frozenset(_SUFFIXES_TEXT.split())
-_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-_ORIENTATION = 0x0112
 
 
 def open_source(
@@ -73,8 +63,10 @@ def open_source(
     checked_stretch(stretch)
     head = _head(path)
     source: FileSource | None = None
+    raster = head.startswith(_TIFF + _JPEG_2000)
+    geo = find_spec("rasterio") is not None
     driver = "GTiff" if head.startswith(_TIFF) else "JP2OpenJPEG"
-    if head.startswith(_TIFF + _JPEG_2000) and find_spec("rasterio") is not None:
+    if raster and geo:
         from tinyops.inference.raster import open_raster
 
         source = open_raster(path, driver, exif=exif, stretch=stretch, bands=bands)
@@ -82,7 +74,12 @@ def open_source(
     if source is None:
         if bands is not None:
             raise ValueError(f"bands must be None for {path}, which Pillow reads, got {bands}")
-        source = _PillowSource(path, exif=exif, stretch=stretch)
+        try:
+            source = DecodedSource(path, exif=exif, stretch=stretch)
+        except OSError as error:
+            if raster and not geo:
+                raise OSError(f"{error}; more kinds with pip install 'tinyops[geo]'") from error
+            raise
     if not 0 < source.width * source.height <= limit:
         source.close()
         raise ValueError(
@@ -101,77 +98,13 @@ def _head(path: Path) -> bytes:
     return head
 
 
-class _PillowSource(FileSource):
-    """A file that Pillow decodes whole, at the first read; converted window by window."""
-
-    def __init__(self, path: Path, *, exif: bool, stretch: Stretch | None) -> None:
-        with naming(str(path)), any_size():
-            image = Image.open(path)
-        try:
-            if image.format in ("EPS", "WMF") or image.mode not in MODES + _DEEP:
-                raise ValueError(
-                    f"{path} must hold pixels of mode {', '.join(MODES + _DEEP)}, "
-                    f"got {image.format} of mode {image.mode}"
-                )
-            if stretch is not None and image.mode in MODES:
-                raise ValueError(
-                    f"stretch must be None for {path}, which Pillow reads as 8-bit {image.mode}, "
-                    f"got {stretch}"
-                )
-            orientation = _orientation(path, image) if exif or image.format == "TIFF" else 1
-            if image.format == "TIFF":  # Pillow has applied it
-                orientation = 1 if exif else {6: 8, 8: 6}.get(orientation, orientation)
-            super().__init__(str(path), image.size, orientation)
-        except BaseException:
-            image.close()
-            raise
-        self._file, self._stretch = image, stretch
-        self._bits = 12 if image.tile and image.tile[0][3] == "I;12" else 16
-        self._large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0)
-
-    def _stored(self, window: Window) -> NDArray[np.uint8]:
-        with naming(self.name), any_size() if self._large else nullcontext():
-            self._file.load()
-            crop = self._file.crop(window)
-        return _rgb(crop, self._bits, self._stretch, self.name)
-
-
-def _rgb(image: Image.Image, bits: int, stretch: Stretch | None, name: str) -> NDArray[np.uint8]:
-    if image.mode in MODES:
-        return rgb_pixels(image)
-    grey = to_bytes(np.asarray(image), bits, stretch, name)
-    return np.broadcast_to(grey[..., None], (*grey.shape, 3))
-
-
-def _orientation(path: Path, image: Image.Image) -> int:
-    """1 to 8; 1 if the file says nothing or nonsense."""
-    if image.format == "PNG" and "exif" not in image.info:
-        _find_late_exif(path, image)
-    try:
-        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))  # PNG's own would decode
-    except Exception:  # as image viewers do: bad metadata are no reason not to show the pixels
-        return 1
-
-
-def _find_late_exif(path: Path, image: Image.Image) -> None:
-    """PNG may have EXIF behind the pixels, where Pillow sees it only after decoding."""
-    with open(path, "rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                image.info["exif"] = b"Exif\0\0" + file.read(length)
-                return
-            file.seek(length + 4, os.SEEK_CUR)
-
-
 class ArraySource:
     """An image in memory.
 
     Args:
         image: uint8 array [H, W, 3] (RGB) or [H, W] (grey), uint8 tensor [3, H, W] of any device,
-            or a PIL image, whose orientation in EXIF is not applied. Memory is shared: an image
-            that is changed is read as changed.
+            or a PIL image of 8 bits, whose orientation in EXIF is not applied. Memory is shared: an
+            image that is changed is read as changed.
         name: for messages and results.
 
     Raises:
@@ -195,8 +128,8 @@ class ArraySource:
             kind = f"a {image.dtype} array {list(image.shape)}"
         if not _is_image(image):
             raise ValueError(
-                f"{name} must be a uint8 array [H, W, 3] or [H, W], a uint8 tensor [3, H, W] or a "
-                f"PIL image, with at least one pixel, got {kind}"
+                f"{name} must be a uint8 array [H, W, 3] or [H, W], a uint8 tensor [3, H, W] or an "
+                f"8-bit PIL image, with at least one pixel, got {kind}"
             )
         self._image: Any = image
         if isinstance(image, Image.Image):
@@ -212,7 +145,7 @@ class ArraySource:
         if isinstance(self._image, Image.Image):
             with naming(self.name):
                 crop = self._image.crop(window)
-            return np.array(_rgb(crop, 16, None, self.name))
+                return np.array(rgb_pixels(crop))
         pixels = self._image[y1:y2, x1:x2]
         return np.array(
             pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2), order="C"
@@ -225,7 +158,7 @@ class ArraySource:
 
 def _is_image(image: Any) -> bool:
     if isinstance(image, Image.Image):
-        return image.mode in MODES + _DEEP and image.width * image.height > 0
+        return image.mode in MODES and image.width * image.height > 0
     colour = image.ndim == 3 and image.shape[2] == 3
     return image.dtype == np.uint8 and (image.ndim == 2 or colour) and image.size > 0
 

@@ -44,15 +44,15 @@ class Tile:
         Args:
             pixels: [h, w, 3] of the window, uint8, or floats in 0..1, which stay as they are.
         """
-        image = pixels.permute(2, 0, 1)
+        image = pixels.permute(2, 0, 1).contiguous()
         if image.dtype == torch.uint8:
-            image = image.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+            image = image.float().div_(255)
         if self.size != self.sides:
             shrinks = self.size[0] < self.sides[0] or self.size[1] < self.sides[1]
             (image,) = F.interpolate(
                 image[None], self.size[::-1], mode="bilinear", antialias=shrinks
             )
-        return image.flip(_MIRRORED[self.flip]) if self.flip != "none" else image.contiguous()
+        return image.flip(_MIRRORED[self.flip]) if self.flip != "none" else image
 
     def place(self, boxes: Tensor) -> Tensor:
         """Boxes [K, 4] in pixels of the window, from those in pixels that the model sees."""

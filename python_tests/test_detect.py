@@ -1,0 +1,216 @@
+"""`tinyops.detect`: images of every kind, any detector."""
+
+from dataclasses import fields
+from inspect import signature
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from squares import Seer, draw, rows, scatter, truth
+
+import tinyops
+from tinyops import detect
+from tinyops.data.tiles import tile_windows
+from tinyops.inference.types import Detection, Result
+from tinyops.ops import stitch_tiles
+
+SQUARES = {  # image -> x y width height channel
+    0: [(5, 5, 6, 6, 0), (58, 20, 9, 9, 0), (90, 60, 5, 5, 1)],
+    1: [],
+    2: [(30, 30, 4, 4, 1)],
+}
+SIZES = {0: (100, 70), 1: (64, 64), 2: (40, 50)}  # width, height
+
+
+def picture(k):
+    return draw(*SIZES[k], SQUARES[k])
+
+
+def floats(image):
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+
+@pytest.mark.parametrize("tile", [(64, 48), None])
+def test_tiles_find_what_whole_images_show(tile):
+    model = Seer().train()
+    found = detect(model, [floats(picture(k)) for k in SIZES], tile=tile, overlap=16, batch=3)
+    assert model.training
+    for k, detections in enumerate(found):
+        squares = sorted(SQUARES[k], key=lambda s: -s[2] * s[3])
+        assert detections["boxes"].tolist() == [[x, y, x + w, y + h] for x, y, w, h, _ in squares]
+        assert detections["labels"].tolist() == [s[4] + 1 for s in squares]
+        assert detections["scores"].diff().le(0).all()
+
+
+def test_batches_hold_tiles_of_several_images():
+    model = Seer()
+    detect(model, [picture(k) for k in SIZES], tile=(64, 48), overlap=16, batch=3)
+    # 100x70 has 2 x 2 tiles, 64x64 has 2, and 40x50 has 2, as wide as it is.
+    assert [len(batch) for batch in model.batches] == [3, 3, 2]
+    assert model.batches[2] == [(48, 40), (48, 40)]
+    assert detect(model, []) == []
+
+
+def test_images_come_from_files_and_from_memory(tmp_path):
+    image = picture(0)
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    images = {
+        "path": path,
+        "text": str(path),
+        "PIL": Image.fromarray(image),
+        "array": image,
+        "bytes": torch.from_numpy(image).permute(2, 0, 1),
+        "floats": floats(image),
+        "doubles": floats(image).double(),
+    }
+    for name, value in images.items():
+        result = detect(Seer(), value)
+        assert isinstance(result, Result), name
+        assert rows(result) == truth(SQUARES[0]), name
+        assert (result.width, result.height) == (100, 70), name
+    results = detect(Seer(), tuple(images.values()), tile=(64, 48), overlap=16)
+    assert [result.name for result in results[:4]] == [str(path), str(path), "image 2", "image 3"]
+    assert all(rows(result) == truth(SQUARES[0]) for result in results)
+
+
+def recorder(seen):
+    """A model that keeps what it is shown and finds nothing."""
+
+    def model(images):
+        seen.extend(images)
+        empty = torch.zeros(0)
+        return [{"boxes": empty.view(0, 4), "scores": empty, "labels": empty}] * len(images)
+
+    return model
+
+
+def test_grey_arrays_are_grey_pictures():
+    seen = []
+    detect(recorder(seen), np.full((4, 6), 51, np.uint8))
+    assert torch.equal(seen[0], torch.full((3, 4, 6), 0.2))
+
+
+def test_floats_reach_the_model_as_they_are():
+    image, seen = torch.rand(3, 20, 30), []
+    detect(recorder(seen), image, tile=(20, 20), overlap=10)
+    assert len(seen) == 2
+    assert torch.equal(seen[0], image[:, :, :20])
+    assert torch.equal(seen[1], image[:, :, 10:])
+
+
+def test_scales_and_flips_are_merged():
+    squares = scatter(100, 70, 12, sides=(4, 8))
+    options = {"tile": (60, 48), "overlap": 20, "batch": 100}
+    image, model = draw(100, 70, squares), Seer()
+    result = detect(model, image, scales=(1, 2), flips=("none", "vertical"), **options)
+    assert rows(result) == truth(squares)
+    assert set(model.batches[0]) == {(48, 60)}
+    single = [detect(Seer(), image, scales=(scale,), **options) for scale in (1, 2)]
+    assert len(result.tiles) == 2 * sum(len(one.tiles) for one in single)
+
+
+def test_options_are_the_settings_of_detection():
+    defaults = signature(detect).parameters
+    for setting in fields(Detection):
+        if setting.name != "views":
+            assert defaults[setting.name].default == setting.default, setting.name
+    bar = draw(200, 40, [(5, 10, 180, 8, 0)])
+    joined = detect(Seer(), bar, tile=(64, 48), overlap=16, merge="union", categories=["bar"])
+    assert rows(joined) == [(5, 10, 185, 18, 1)]
+    assert joined.categories == ("bar",)
+    assert len(detect(Seer(), bar, min_score=1.0)["boxes"]) == 1
+    assert len(detect(Seer(), picture(0), min_score=0.05)["boxes"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (picture(0), {"scales": ()}, "views"),
+        (picture(0), {"scales": (1, 1)}, "views"),
+        (picture(0), {"scales": (0,)}, "scales"),
+        (picture(0), {"flips": ("up",)}, "flips"),
+        (picture(0), {"overlap": 512}, "overlap"),
+        (None, {}, "images"),
+        (torch.zeros(1, 3, 8, 8), {}, "image 0"),
+        (torch.zeros(1, 8, 8), {}, "image 0"),
+        (torch.zeros(3, 0, 8), {}, "image 0"),
+        ([picture(0), torch.zeros(3, 8)], {}, "image 1"),
+    ],
+)
+def test_wrong_arguments_are_named(images, options, message):
+    with pytest.raises(ValueError, match=f"^{message} must be"):
+        detect(Seer(), images, **options)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "missing.png"):
+        with pytest.raises(OSError, match=name):
+            detect(Seer(), tmp_path / name)
+
+
+# ---- real detectors ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    torch.manual_seed(0)
+    return torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=3,
+        min_size=64,
+        max_size=128,
+        box_detections_per_img=30,
+    )
+
+
+def test_torchvisions_detector_gets_tiles_and_stitching(foreign):
+    image = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    result = detect(foreign, image, tile=(64, 64), overlap=16, batch=1)
+    assert foreign.training
+
+    boxes, scores, labels, ids = [], [], [], []
+    foreign.eval()
+    windows = tile_windows(150, 90, (64, 64), 16)
+    for k, (x1, y1, x2, y2) in enumerate(windows):
+        with torch.inference_mode():
+            (found,) = foreign([floats(image)[:, y1:y2, x1:x2]])
+        boxes.append(found["boxes"])
+        scores.append(found["scores"])
+        labels.append(found["labels"])
+        ids += [k] * len(found["boxes"])
+    foreign.train()
+    boxes, scores, labels = (torch.cat(parts).clone() for parts in (boxes, scores, labels))
+    ids, windows = torch.tensor(ids), torch.tensor(windows)
+    keep = stitch_tiles(boxes, scores, labels, ids, windows, torch.tensor([[90, 150]]))
+    keep = keep[scores[keep].argsort(descending=True, stable=True)]
+    assert 0 < len(keep) < len(boxes)
+    placed = boxes + windows[ids][:, [0, 1, 0, 1]]
+    assert torch.equal(result["boxes"], placed[keep])
+    assert torch.equal(result["scores"], scores[keep])
+    assert torch.equal(result["labels"], labels[keep])
+    assert len(result.removed) == len(boxes) - len(keep)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_sspnet_resnet_nano", "retinanet_fpn_resnet_nano"])
+def test_models_of_the_zoo_look_at_images_of_any_size(name):
+    model = tinyops.models.create(name, num_classes=1)
+    image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    images = [image, image[:1, :1], image[:1], image[:, :3]]
+    results = detect(model, images, tile=(64, 64), overlap=16, scales=(1, 0.5))
+    assert [(result.width, result.height) for result in results] == [
+        (100, 70),
+        (1, 1),
+        (100, 1),
+        (3, 70),
+    ]
+    for result in results:
+        x1, y1, x2, y2 = result["boxes"].unbind(1)
+        assert (x1 >= 0).all()
+        assert (y1 >= 0).all()
+        assert (x2 <= result.width).all()
+        assert (y2 <= result.height).all()
