@@ -11,6 +11,8 @@ from torch import nn
 import tinyops
 from tinyops._files import MODEL, TRAINING, read_tensors, write_tensors
 
+EMBEDDED = Path(__file__).parent / "embedded" / "model.safetensors"
+
 
 def describe(model: nn.Module, categories: Sequence[str] | None = None) -> dict[str, Any]:
     """What a file says of a model besides its tensors: version, name, arguments, categories.
@@ -69,7 +71,8 @@ def load(
 
     Args:
         path: a file of `save`, the state of a training (its averaged model if it has one), or the
-            folder of a run: the best model if there is one, otherwise the last state.
+            folder of a run: the best model if there is one, otherwise the last state. "embedded":
+            the small detector of people in this package, kept in float16 and given in float32.
         device: of the model.
         build: makes a model from name=..., num_classes=..., ...; None: `tinyops.models.create`.
 
@@ -80,6 +83,8 @@ def load(
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is incomplete, of another kind or of another model.
     """
+    if path == "embedded":
+        return load(EMBEDDED, device, build=build).float()
     path = _file_of(Path(path))
     kind, tensors, facts = read_tensors(path, (MODEL, TRAINING), device)
     if kind == TRAINING:
