@@ -92,12 +92,12 @@ def texts_of(outcome, images, out):
 
 
 TEXTS = (1, 1, 3, 9, 1, "unread", "unopened", 1, 2, 2, 2, 1, 5, 1)
-GROUPS = ["00 01 02", "03", "04 05 07 08", "09 10", "11 12", "13"]
+GROUPS = ["00 01 02", "03", "04 05 07 08", "09 10", "11 13", "12"]
 
 
 def test_images_are_taken_in_groups_of_enough_tiles(tmp_path):
     outcome, groups = run(make_images(tmp_path, *TEXTS), tmp_path / "out")
-    assert [" ".join(group) for group in groups] == GROUPS
+    assert sorted(" ".join(group) for group in groups) == GROUPS
     assert (outcome.images, outcome.tiles, outcome.objects) == (12, 24, 24)
     assert sorted(os.path.basename(failure.image) for failure in outcome.failures) == ["05", "06"]
 

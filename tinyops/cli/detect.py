@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -36,9 +36,10 @@ from tinyops.inference.directory import (
     fingerprint,
     picture_path,
     write_all,
+    write_maps,
 )
 from tinyops.inference.engine import check, detect_sources
-from tinyops.inference.formats import write_coco, write_csv, write_geojson
+from tinyops.inference.formats import write_coco, write_csv
 from tinyops.inference.heat import attention_map, has_attention
 from tinyops.inference.parts import Index, OutputError, Parts, writing
 from tinyops.inference.pixels import checked_stretch
@@ -46,15 +47,14 @@ from tinyops.inference.source import find_images, open_source
 from tinyops.inference.types import Detection, Flip, Result, Source, View
 from tinyops.inference.views import plan_tiles
 from tinyops.models import load
-from tinyops.nn.distributed import world_size
 from tinyops.plot.picture import annotate
-from tinyops.train.processes import gather, process_group, rank, wait_for_all
+from tinyops.train.processes import gather, process_group, rank, wait_for_all, world_size
 
 Format = Literal["coco", "csv", "geojson"]
 WRITERS = {
     "coco": ("detections.json", write_coco),
     "csv": ("detections.csv", write_csv),
-    "geojson": ("detections.geojson", write_geojson),
+    "geojson": ("detections.geojson", write_maps),
 }
 # What the result of an image does not depend on, so that it may change when a run goes on.
 FREE = ("images", "model", "out", "format", "batch", "device", "fresh")
@@ -64,7 +64,7 @@ FREE = ("images", "model", "out", "format", "batch", "device", "fresh")
 class Detect:
     """The settings of a detection."""
 
-    images: tyro.conf.Positional[tuple[str, ...]]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """Files, folders or patterns."""
     out: Path
     """Folder to write into."""

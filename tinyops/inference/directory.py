@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from tinyops._files import replacing
+from tinyops.inference.formats import write_geojson
 from tinyops.inference.parts import (
     Index,
     OutputError,
@@ -94,9 +96,10 @@ class _Member:
 class Directory:
     """Detection in the images that have no result.
 
-    Images are taken in groups of at least so many tiles, which share batches; a part is written
-    when a group is done. Where groups begin does not depend on what was done before nor on the
-    number of processes, so that the batches are the same, and the results are bit by bit.
+    Images are taken in groups of at least so many tiles, which share batches; those that have as
+    many alone are a group. A part is written when a group is done. Groups depend neither on what
+    was done before nor on the number of processes: the network's last bits depend on what else is
+    in a batch, and so the batches, and the results bit by bit, are those of a run without a break.
 
     Args:
         detect: `detect(sources, on_error=...)` gives results in the order of the sources, as
@@ -106,7 +109,7 @@ class Directory:
         group: number of tiles.
         draw: writes the picture of an image; errors are failures, too.
         on_open: is called with every source before detection in it.
-        on_result: is called with every result; its `seconds` have "write".
+        on_result: is called with every result when it is on the disk; its `seconds` have "write".
         on_failure: is called with every failure.
     """
 
@@ -195,8 +198,12 @@ class Directory:
                 except (OSError, ValueError) as error:
                     fail(image, error)
                     continue
+                count = self.count_tiles(source)
+                if count >= self.group:
+                    yield [_Member(image, key, source)]
+                    continue
                 group.append(_Member(image, key, source))
-                tiles += self.count_tiles(source)
+                tiles += count
                 if tiles >= self.group:
                     yield group
                     group, tiles = [], 0
@@ -231,13 +238,14 @@ class Directory:
                 continue
             result.seconds["write"] = perf_counter() - before
             done[member.key] = result
+        places = parts.put(done, [member.key for member in group if member.key not in done])
+        outcome.places |= {str(m.image): places[m.key] for m in group if m.key in places}
+        for result in done.values():
             outcome.images += 1
             outcome.tiles += len(result.tiles)
             outcome.objects += len(result["boxes"])
             outcome.network += result.seconds.get("network", 0.0)
             self.on_result(result)
-        places = parts.put(done, [member.key for member in group if member.key not in done])
-        outcome.places |= {str(m.image): places[m.key] for m in group if m.key in places}
 
 
 def _reason(image: Path, error: Exception) -> str:
@@ -245,6 +253,31 @@ def _reason(image: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
         text = error.strerror
     return text if str(image) in text else f"{image}: {text}"
+
+
+def write_maps(results: Iterable[Result], path: Path) -> None:
+    """`write_geojson`, which wants one system of coordinates: several get a file each.
+
+    These are named detections-EPSG_32633.geojson, say, or detections-pixels.geojson. Files of an
+    earlier call that would be outdated are removed.
+    """
+    systems: dict[str, list[Result]] = {}
+    for result in results:
+        place = result.georeference
+        systems.setdefault("pixels" if place is None else place.crs, []).append(result)
+    files = {path: next(iter(systems.values()), [])}
+    if len(systems) > 1:
+        files = {path.with_stem(f"{path.stem}-{_word(crs)}"): x for crs, x in systems.items()}
+    for file, some in files.items():
+        write_geojson(some, file)
+    for old in {path, *path.parent.glob(f"{path.stem}-*{path.suffix}")} - set(files):
+        old.unlink(missing_ok=True)
+
+
+def _word(crs: str) -> str:
+    """For names of files: an authority and a code, or a hash of WKT."""
+    word = re.sub(r"\W", "_", crs)
+    return word if len(word) <= 40 else hashlib.sha256(crs.encode()).hexdigest()[:16]
 
 
 def write_all(
