@@ -68,11 +68,19 @@ class Canvas:
             if total[y2, x2] - total[y1, x2] - total[y2, x1] + total[y1, x1] <= 1:
                 self.kept[y1:y2, x1:x2] = True
 
-    def tint(self, where: NDArray[np.bool_], color: Color, opacity: float) -> None:
-        """Mix a color into the pixels where [h, w] is true, objects left out."""
-        where = where & ~self.kept
-        mixed = self.pixels[where] * (1 - opacity) + np.array(color) * opacity
-        self.pixels[where] = mixed.astype(np.uint8)
+    def tiles(self, tiles: Sequence[Rectangle]) -> None:
+        """Brighten what several tiles cover, and draw their borders, objects left out."""
+        covers = np.zeros(self.kept.shape, np.int16)
+        borders = np.zeros(self.kept.shape, bool)
+        for tile in tiles:
+            covers[_slices(self._clip(tile))] += 1
+            for side in self._sides(_grown(tile, -1), 1):
+                borders[side] = True
+        for where, opacity in ((covers > 1, 0.12), (borders, 0.7)):
+            where &= ~self.kept
+            self.pixels[where] = (self.pixels[where] * (1 - opacity) + 255 * opacity).astype(
+                np.uint8
+            )
 
     def draw(self, marks: Sequence[Mark], width: int) -> None:
         """Lines of `width` pixels with a thin dark rim outside, smaller frames over larger ones."""
@@ -153,7 +161,7 @@ def blend_heat(pixels: Pixels, heat: NDArray[np.floating], opacity: float = 0.75
     )
     for row in range(0, height, 256):  # a strip at a time in float
         part = values[row : row + 256]
-        alpha = opacity * np.sqrt(part)[..., None]
+        alpha = opacity * part[..., None]
         below = pixels[row : row + 256]
         pixels[row : row + 256] = below * (1 - alpha) + heat_colors(part) * alpha
 

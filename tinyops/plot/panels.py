@@ -48,7 +48,7 @@ class Grid:
         long, short = size[::-1] if beside else size
         side = window * zoom + _GAP
         line = max(1, (long + _GAP) // side)
-        lines = min(max(1, round(short / side)), -(-count // line))
+        lines = min(-(-short // side), -(-count // line))
         if lines:
             line = min(line, -(-count // lines))
         fill = min(int((long + _GAP) / line - _GAP) // zoom, int(_WIDEST * window))
@@ -69,8 +69,7 @@ def whole(scene: Scene, pixels: Pixels, scale: float, size: float) -> Image.Imag
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     taken = np.array([rectangle for _, rectangle in marks]).reshape(-1, 4)
-    for k, frame in enumerate(scene.frames, 1):
-        x1, y1, x2, y2 = view.rectangle(frame)
+    for k, (x1, y1, x2, y2) in enumerate(view.rectangles(np.array(scene.frames, float)), 1):
         w, h = pill_size(str(k), size)
         corners = [(x, y) for y in (y1 - h - 3, y2 + 3) for x in (x1 - 2, x2 + 2 - w)]
         corners += [(x, y) for x in (x2 + 3, x1 - w - 3) for y in (y1 - 2, y2 + 2 - h)]

@@ -1,13 +1,16 @@
 """A picture of what was found, on which objects of 2 px can be seen."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tinyops._files import replacing
 from tinyops.plot import panels
 from tinyops.plot.ink import blend_heat, rgb
 from tinyops.plot.pixels import as_windowed, shrink
@@ -27,7 +30,7 @@ class Group:
 # TinyPerson's sizes. The colors stay apart for the colour-blind, and on sea, sand and fields.
 BANDS = (
     Group("to 8 px", "#FFF24D", 8),
-    Group("8 to 12 px", "#E07B00", 12),
+    Group("8 to 12 px", "#F08A00", 12),
     Group("12 to 20 px", "#66FFE5", 20),
     Group("20 to 32 px", "#9966FF", 32),
     Group("larger", "#6699CC"),
@@ -108,19 +111,20 @@ def annotate(
     factor = min(1.0, max_side / max(full))
     size = (max(1, round(full[0] * factor)), max(1, round(full[1] * factor)))
     grid = panels.Grid.of(size, full, insets, window, zoom)
+    shown = np.flatnonzero(((found[:, :2] < full) & (found[:, 2:] > 0)).all(1))
     scene = Scene(
-        np.clip(found, 0, [*full, *full]),
-        [rgb(groups[k].color) for k in index],
-        texts,
+        np.clip(found[shown], 0, [*full, *full]),
+        [rgb(groups[k].color) for k in index[shown]],
+        [texts[k] for k in shown],
         removed=_boxes("removed", () if removed is None else removed),
         tiles=_boxes("tiles", () if tiles is None else tiles),
-        frames=choose_windows(found, index, full, grid.window, grid.cells),
+        frames=choose_windows(found[shown], index[shown], full, grid.window, grid.cells),
     )
     pixels = shrink(source, *size)
     if heat is not None:
         blend_heat(pixels, _heat(heat))
 
-    letters = min(max(size[0] / 80, 13), 22)
+    letters = min(max(size[0] / 90, 13), 22)
     count = (
         f"{total:,} objects"
         if min_score <= 0
@@ -128,6 +132,7 @@ def annotate(
     )
     legend = [
         panels.entry(f"{full[0]:,} x {full[1]:,} px", letters),
+        panels.scale_bar(full[0], size[0] / full[0], letters),
         panels.entry(count, letters),
     ]
     for k, group in enumerate(groups):
@@ -140,10 +145,23 @@ def annotate(
         legend.append(panels.entry(f"{len(scene.tiles):,} tiles", letters))
     if heat is not None:
         legend.append(panels.heat_bar("attention 0 to 1", letters))
-    legend.append(panels.scale_bar(full[0], factor, letters))
     main = panels.whole(scene, pixels, size[0] / full[0], letters)
     cells = [panels.cell(scene, source, k, zoom) for k in range(len(scene.frames))]
     return panels.compose(main, legend, cells, grid)
+
+
+def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture as .png, .jpg, .jpeg or .webp, whole or not at all.
+
+    Raises:
+        ValueError: the suffix is another one.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"path must end in .png, .jpg, .jpeg or .webp, got {path}")
+    kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+    with replacing(path) as temporary:
+        picture.save(temporary, kind, quality=95, subsampling=0)  # keeps the color of thin lines
 
 
 def _boxes(name: str, values: Any) -> Boxes:
@@ -174,10 +192,13 @@ def _texts(
 ) -> list[str]:
     """Name and score of each box; of an only category no name."""
     texts = [f"{score:.2f}".lstrip("0") if scored else "" for score in scores]
-    if labels is None or (categories is not None and len(categories) == 1):
+    if labels is None:
+        return texts
+    numbers = _vector("labels", labels, len(scores)).astype(int).tolist()
+    if len(set(numbers) if categories is None else categories) <= 1:
         return texts
     names = []
-    for label in _vector("labels", labels, len(scores)).astype(int).tolist():
+    for label in numbers:
         if categories is not None and not 1 <= label <= len(categories):
             raise ValueError(f"labels must be in 1..{len(categories)}, got {label}")
         names.append(str(label) if categories is None else categories[label - 1])

@@ -62,7 +62,7 @@ def as_windowed(image: Any) -> WindowedImage:
                 f"{list(image.shape)}"
             )
         return _Array(image)
-    if not hasattr(image, "read"):
+    if not all(hasattr(image, name) for name in ("read", "width", "height")):
         raise ValueError(
             f"image must be a picture, an array or a source, got {type(image).__name__}"
         )

@@ -1,5 +1,7 @@
 """Which objects were found, and which places of an image show most of them."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,10 +21,10 @@ def choose_windows(
 
     The next window is the one with the greatest
 
-        min(1, distance to the nearest window so far / a third of the image's diagonal)
+        min(1, distance to the nearest window so far / a fifth of the image's diagonal)
         * sum over groups of sqrt(boxes of the group in it) / (1 + windows so far with the group)
 
-    Windows do not overlap, and equal boxes give equal windows.
+    of which only whole boxes count. Windows do not overlap, and equal boxes give equal windows.
 
     Args:
         boxes: [K, 4] in pixels of the image.
@@ -32,23 +34,24 @@ def choose_windows(
         count: at most so many.
     """
     size, limits = np.array(window), np.array(image)
+    order = np.argsort(boxes[:, 0], kind="stable")
+    boxes, groups = boxes[order], groups[order]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = ((centres >= 0) & (centres <= limits)).all(1)
-    order = np.flatnonzero(inside)[np.argsort(centres[inside, 0], kind="stable")]
-    centres, groups = centres[order], groups[order]
-    corners = np.clip(np.round(centres - size / 2), 0, limits - size).astype(int)  # [K, 2]
-    first = np.searchsorted(centres[:, 0], corners[:, 0], "left")
-    last = np.searchsorted(centres[:, 0], corners[:, 0] + size[0], "right")
-    shown = np.zeros((len(order), 1 + int(groups.max(initial=0))))  # boxes per window and group
-    for k, (_, y) in enumerate(corners):
+    corners = _corners(centres, size, limits)
+    first = np.searchsorted(boxes[:, 0], corners[:, 0], "left")
+    last = np.searchsorted(boxes[:, 0], corners[:, 0] + size[0], "right")
+    shown = np.zeros((len(boxes), 1 + int(groups.max(initial=0))))  # boxes per window and group
+    for k in range(len(boxes)):
         near = slice(first[k], last[k])
-        rows = centres[near, 1]
-        here = groups[near][(rows >= y) & (rows <= y + size[1])]
-        shown[k] = np.bincount(here, minlength=shown.shape[1])
+        inside = _whole(boxes[near], corners[k], size)
+        shown[k] = np.bincount(groups[near][inside], minlength=shown.shape[1])
+        if inside.any():  # put those in the middle
+            low, high = boxes[near][inside, :2].min(0), boxes[near][inside, 2:].max(0)
+            corners[k] = _corners((low + high) / 2, size, limits)
     chosen: list[Window] = []
     seen = np.zeros(shown.shape[1])
-    spread = np.ones(len(order))
-    while len(chosen) < min(count, len(order)):
+    spread = np.ones(len(boxes))
+    while len(chosen) < min(count, len(boxes)):
         value = (np.sqrt(shown) / (1 + seen)).sum(1) * spread
         best = int(value.argmax())
         if value[best] <= 0:
@@ -57,9 +60,20 @@ def choose_windows(
         chosen.append((x, y, x + window[0], y + window[1]))
         seen += shown[best] > 0
         apart = np.abs(corners - corners[best])
-        distance = np.hypot(*apart.T) / (np.hypot(*limits) / 3)
+        distance = np.hypot(*apart.T) / (np.hypot(*limits) / 5)
         spread = np.minimum(spread, np.where((apart < size).all(1), 0, distance))
     return sorted(chosen, key=lambda window: (window[1], window[0]))
+
+
+def _corners(centres: NDArray[np.float64], size: Any, limits: Any) -> NDArray[np.int64]:
+    """Upper left corners of windows around points, moved inside of the image."""
+    corners: NDArray[np.int64] = np.clip(np.round(centres - size / 2), 0, limits - size).astype(int)
+    return corners
+
+
+def _whole(boxes: Boxes, corner: Any, size: Any) -> NDArray[np.bool_]:
+    whole: NDArray[np.bool_] = ((boxes[:, :2] >= corner) & (boxes[:, 2:] <= corner + size)).all(1)
+    return whole
 
 
 def match(

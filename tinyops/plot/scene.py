@@ -23,14 +23,20 @@ class View:
     scale: float
     margin: int = 0
 
-    def rectangle(self, box: Sequence[float]) -> Rectangle:
-        """All pixels of the canvas that a box touches."""
-        x1, x2 = ((x - self.left) * self.scale + self.margin for x in box[::2])
-        y1, y2 = ((y - self.top) * self.scale + self.margin for y in box[1::2])
-        # A thousandth of a pixel is the rounding of the sum, and no object.
-        low, high = np.floor([x1 + 1e-3, y1 + 1e-3]), np.ceil([x2 - 1e-3, y2 - 1e-3])
-        high = np.maximum(low, high)
-        return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+    def rectangles(self, boxes: Boxes) -> list[Rectangle]:
+        """All pixels of the canvas that boxes [K, 4] touch."""
+        start = np.array([self.left, self.top])
+        corners = (boxes.reshape(-1, 2, 2) - start) * self.scale + self.margin
+        low = np.floor(corners[:, 0] + 1e-3)  # a thousandth of a pixel is rounding, not object
+        high = np.maximum(np.ceil(corners[:, 1] - 1e-3), low)
+        return [(a, b, c, d) for a, b, c, d in np.hstack([low, high]).astype(int).tolist()]
+
+    def sees(self, boxes: Boxes, pixels: Pixels) -> list[int]:
+        """The indices of the boxes [K, 4] that are on a canvas, if only in part."""
+        height, width = pixels.shape[:2]
+        start = np.array([self.left, self.top])
+        end = start + (np.array([width, height]) - self.margin) / self.scale
+        return np.flatnonzero(((boxes[:, :2] < end) & (boxes[:, 2:] > start)).all(1)).tolist()
 
 
 @dataclass
@@ -68,38 +74,23 @@ class Scene:
         Returns:
             Of the boxes to be seen there, the number and all that the line encloses, itself too.
         """
-        boxes = [(k, view.rectangle(box)) for k, box in enumerate(self.boxes.tolist())]
-        boxes = [(k, inside) for k, inside in boxes if _meets(inside, pixels)]
-        canvas = Canvas(pixels, [inside for _, inside in boxes])
-        self._tiles(canvas, view)
-        frames = [Mark(NOTHING, view.rectangle(frame), WHITE) for frame in self.frames]
-        canvas.draw(frames, line)
-        dropped = (view.rectangle(box) for box in self.removed.tolist())
-        marks = [
-            Mark(NOTHING, _around(inside, gap, smallest), WHITE, 3 * line) for inside in dropped
+        near = view.sees(self.boxes, pixels)
+        boxes = view.rectangles(self.boxes[near])
+        canvas = Canvas(pixels, boxes)
+        canvas.tiles(view.rectangles(self.tiles))
+        frames = [
+            Mark(NOTHING, frame, WHITE) for frame in view.rectangles(np.array(self.frames, float))
         ]
+        canvas.draw(frames, line)
+        dropped = view.rectangles(self.removed[view.sees(self.removed, pixels)])
+        marks = [Mark(NOTHING, _around(box, gap, smallest), WHITE, 3 * line) for box in dropped]
         marks += [
-            Mark(inside, _around(inside, gap, smallest), self.colors[k]) for k, inside in boxes
+            Mark(box, _around(box, gap, smallest), self.colors[k])
+            for k, box in zip(near, boxes, strict=True)
         ]
         canvas.draw(marks, line)
         outer = (gap + line + 1, smallest + 2 * line + 2)
-        return [(k, _around(inside, *outer)) for k, inside in boxes]
-
-    def _tiles(self, canvas: Canvas, view: View) -> None:
-        covers = np.zeros((canvas.height, canvas.width), np.int16)
-        borders = np.zeros((canvas.height, canvas.width), bool)
-        for tile in self.tiles.tolist():
-            x1, y1, x2, y2 = (max(v, 0) for v in view.rectangle(tile))
-            covers[y1:y2, x1:x2] += 1
-            for side in (
-                (y1, x1, y1 + 1, x2),
-                (y2 - 1, x1, y2, x2),
-                (y1, x1, y2, x1 + 1),
-                (y1, x2 - 1, y2, x2),
-            ):
-                borders[max(side[0], 0) : side[2], max(side[1], 0) : side[3]] = True
-        canvas.tint(covers > 1, WHITE, 0.2)
-        canvas.tint(borders, WHITE, 0.7)
+        return [(k, _around(box, *outer)) for k, box in zip(near, boxes, strict=True)]
 
     def write(
         self,
@@ -118,6 +109,8 @@ class Scene:
         """
         taken = np.array([rectangle for _, rectangle in marks]).reshape(-1, 4)
         for k, (x1, y1, x2, y2) in marks:
+            if not self.texts[k]:
+                continue
             width, height = pill_size(self.texts[k], size)
             middle = (x1 + x2 - width) // 2, (y1 + y2 - height) // 2
             for x, y in (
@@ -133,12 +126,6 @@ class Scene:
                     pill(draw, (x, y), self.texts[k], size, color=self.colors[k], ground=GROUND)
                     taken = np.concatenate([taken, spot[None]])
                     break
-
-
-def _meets(rectangle: Rectangle, pixels: Pixels) -> bool:
-    """Whether a rectangle, of whatever size, is on the canvas."""
-    x1, y1, x2, y2 = rectangle
-    return x1 < pixels.shape[1] and y1 < pixels.shape[0] and x2 > 0 and y2 > 0
 
 
 def _around(inside: Rectangle, gap: int, smallest: int) -> Rectangle:
