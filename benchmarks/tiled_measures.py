@@ -181,7 +181,7 @@ def measure_quality(options: Namespace) -> list[Row]:
     scenes = [record(network, 2 + k, tuple(options.size), cut) for k in range(options.scenes)]
     whole = [Found(x.whole["boxes"].numpy(), x.whole["scores"].numpy()) for x in scenes]
     rows = [
-        {"method": "whole image, no tiles", **score(scenes, whole)},
+        {"method": "whole image, no tiles", **score(scenes, whole), "across tiles": None},
         {"method": "each tile by itself", **ap(*tiles_as_images(scenes), cut.tile[::-1])},
         {"method": "no merging", **score(scenes, [each.unmerged for each in scenes])},
     ]

@@ -142,13 +142,15 @@ def test_the_report_stands_alone_and_has_the_numbers(finished):
     out, _ = finished
     page = (out / "report.html").read_text()
     links = Links(page)
-    assert links.targets
-    assert all(target.startswith(("data:image/", "#")) for target in links.targets)
+    files = [name for name in demo.FILES if name != "report.html"]
+    assert [x for x in links.targets if not x.startswith("data:image/jpeg;base64,")] == files
+    assert len(links.targets) > len(files)
     assert "url(" not in page
     assert "@import" not in page
     rows = json.loads((out / "measures.json").read_text())["bands"]
-    for row in rows.values():
-        assert f"{row['ap50']:.3f}" in links.text
+    for band, row in rows.items():
+        assert band in links.text
+        assert (f"{row['ap50']:.3f}" if row["people"] else "none") in links.text
 
 
 def test_the_picture_can_be_read(finished):

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from tinyops import __version__
 from tinyops._files import replacing
 from tinyops.cli.device import choose_device
 from tinyops.data.synth import CLASS_NAMES, make_scene
@@ -34,6 +35,7 @@ from tinyops.inference.source import open_source
 from tinyops.inference.types import Detection
 from tinyops.inference.views import plan_tiles
 from tinyops.models import load
+from tinyops.plot.page import write_page
 from tinyops.plot.picture import annotate
 
 # Of the sets 2026 to 2049, which no training of this package draws from, the one whose picture has
@@ -127,10 +129,11 @@ def run(demo: Demo) -> int:
         with _stage("pictures", seconds, progress):
             picture = _picture(image, truth, found)
             with replacing(demo.out / "picture.jpg") as file:
-                picture.save(file, "jpeg", quality=90)
+                picture.save(file, "jpeg", quality=90, subsampling=0)
     measures["seconds"] = seconds
     _write_json(demo.out / "measures.json", measures)
-    print(_text(measures))
+    _write_report(demo, measures, picture)
+    print(_text(measures), demo.out / "report.html", sep="\n")
     return 0
 
 
@@ -193,6 +196,39 @@ def _picture(
     shown = [x for x, kind in zip(sure, kinds, strict=True) if kind != LEFT_OUT]
     scores = [x["score"] for x in shown]
     return annotate(image, _corners(shown), scores, truth=_corners(objects))
+
+
+def _write_report(demo: Demo, measures: Mapping[str, Any], picture: Image.Image) -> None:
+    bands = measures["bands"]
+    width, height = demo.size
+    unseen = " No training of tinyops draws from its set of scenes." * (demo.seed == SEED)
+    found = {
+        f"found, {band}": f"{row['recall']:.1%} of {row['people']:,} people"
+        for band, row in bands.items()
+        if row["people"]
+    }
+    facts = {
+        "scene": f"{width:,} x {height:,} px, TinySea's set {demo.seed}, picture 0",
+        "model": demo.model,
+        **found,
+        "false alarms": _per_megapixel(measures),
+        "duplicates": f"{measures['duplicates']:,}",
+        "device": f"{choose_device(demo.device)}, {torch.get_num_threads()} threads, "
+        f"amp {demo.amp}",
+        "versions": f"tinyops {__version__}, torch {torch.__version__}",
+    }
+    write_page(
+        demo.out / "report.html",
+        f"{bands['all']['people']:,} tiny people",
+        lead=f"A picture drawn for this page, and what was found in it.{unseen} "
+        f"Found, false alarms and duplicates are those of a score of at least {SURE}; "
+        f"AP50 counts up to {MAX_DETECTIONS:,} detections.",
+        facts=facts,
+        precision={band: None if x["ap50"] < 0 else x["ap50"] for band, x in bands.items()},
+        seconds=measures["seconds"],
+        pictures={"Hits, false alarms and people who were missed": picture},
+        links={name: name for name in FILES if name != "report.html"},
+    )
 
 
 def _refuse_others(out: Path) -> None:
@@ -261,13 +297,17 @@ def _text(measures: Mapping[str, Any]) -> str:
         ap = "-" if row["ap50"] < 0 else f"{row['ap50']:.3f}"
         recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
         lines.append(f"{band:12}  {row['people']:6,}  {ap:>6}  {recall:>6}")
-    seconds = measures["seconds"]
     lines.append(
-        f"AP of at most {measures['max_detections']:,} detections. Of those with a score of "
-        f"{SURE} or more: {measures['false_alarms']:,} false alarms "
-        f"({measures['false_alarms'] / measures['megapixels']:.2f} per megapixel), "
-        f"{measures['duplicates']:,} duplicates."
+        f"AP50 counts up to {MAX_DETECTIONS:,} detections; found are people with a score of at "
+        f"least {SURE}. False alarms of such a score: {_per_megapixel(measures)}, "
+        f"duplicates: {measures['duplicates']:,}."
     )
+    seconds = measures["seconds"]
     stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(f"{sum(seconds.values()):.1f} s: {stages}.")
     return "\n".join(lines)
+
+
+def _per_megapixel(measures: Mapping[str, Any]) -> str:
+    count = measures["false_alarms"]
+    return f"{count:,} ({count / measures['megapixels']:.2f} per megapixel)"
