@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from tinyops import __version__
+import tinyops
 from tinyops._files import replacing
 from tinyops.cli.device import choose_device
 from tinyops.data.synth import CLASS_NAMES, make_scene
@@ -215,7 +215,7 @@ def _write_report(demo: Demo, measures: Mapping[str, Any], picture: Image.Image)
         "duplicates": f"{measures['duplicates']:,}",
         "device": f"{choose_device(demo.device)}, {torch.get_num_threads()} threads, "
         f"amp {demo.amp}",
-        "versions": f"tinyops {__version__}, torch {torch.__version__}",
+        "versions": f"tinyops {tinyops.__version__}, torch {torch.__version__}",
     }
     write_page(
         demo.out / "report.html",
