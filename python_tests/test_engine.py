@@ -320,7 +320,14 @@ def test_a_model_may_give_half_precision_and_int32():
 
 
 @pytest.mark.parametrize(
-    "answer", [lambda images: [], lambda images: [{}] * len(images), lambda images: [1] * 4]
+    "answer",
+    [
+        lambda images: None,
+        lambda images: [],
+        lambda images: [{}] * len(images),
+        lambda images: {"loss": torch.zeros(())},
+        lambda images: [{"boxes": [], "scores": [], "labels": []}] * len(images),
+    ],
 )
 def test_a_callable_that_is_no_detector_is_refused(answer):
     with pytest.raises(ValueError, match="model must give"):
