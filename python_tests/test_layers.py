@@ -19,7 +19,7 @@ LAYERS = {
     "data": ({"_files", "ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
     "config": ({"_files"}, {"yaml"}),
-    "plot": (set(), {"torch", "numpy", "PIL", "jinja2"}),
+    "plot": ({"_files"}, {"torch", "numpy", "PIL", "jinja2"}),
     "inference": ({"_files", "ops", "data", "plot"}, {"torch", "numpy", "PIL", "rasterio"}),
     "train": ({"_files", "ops", "nn", "data", "evaluation", "inference"}, {"torch", "rich"}),
     "cli": (
@@ -36,7 +36,7 @@ LAYERS = {
             "plot",
             "train",
         },
-        {"torch", "tyro", "rich", "yaml"},
+        {"torch", "numpy", "PIL", "tyro", "rich", "yaml"},
     ),
 }
 PYTHON_FILES = sorted((ROOT / "tinyops").rglob("*.py"))
