@@ -115,6 +115,36 @@ def test_what_is_found_adds_up(finished):
     assert measures["false_alarms"] > 0
 
 
+def test_measures_worked_out_by_hand():
+    def entry(x, side, **more):
+        box = {"image_id": 1, "category_id": 1, "bbox": [x, 0, side, side]}
+        return {**box, "area": side**2, "ignore": False, "uncertain": False, **more}
+
+    people = [entry(0, 6), entry(100, 10)]
+    crowd = [entry(200, 50, uncertain=True), entry(300, 50, ignore=True)]
+    truth = {
+        "images": [{"id": 1, "width": 1000, "height": 500}],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": people + crowd,
+    }
+    scores = {0: 0.9, 1: 0.5, 100: 0.4, 210: 0.8, 310: 0.7, 400: 0.6}
+    sides = {100: 10}
+    found = [entry(x, sides.get(x, 6), score=score) for x, score in scores.items()]
+    measures = demo.measure(truth, found)
+    counts = {"detections": 5, "false_alarms": 1, "duplicates": 1, "left_out": 2}
+    assert counts.items() <= measures.items()
+    assert measures["megapixels"] == 0.5
+    assert {band: row["recall"] for band, row in measures["bands"].items()} == {
+        "tiny1": 1,
+        "tiny2": 0,  # with a score of 0.4
+        "tiny3": None,
+        "above 8 px": 0,
+        "all": 0.5,
+    }
+    assert measures["bands"]["tiny1"]["ap50"] == pytest.approx(1)
+    assert measures["bands"]["tiny2"]["ap50"] == pytest.approx(1)
+
+
 def test_the_time_of_every_stage_is_told(finished):
     out, text = finished
     seconds = json.loads((out / "measures.json").read_text())["seconds"]
