@@ -72,7 +72,8 @@ def heat_maps(
                 raise _no_attention(model)
             if not 0 <= level < len(logits):
                 raise ValueError(f"level must be from 0 to {len(logits) - 1}, got {level}")
-            cell = model.backbone.strides[level] / model.scale  # type: ignore[index,operator]
+            detector: Any = model
+            cell = detector.backbone.strides[level] / detector.scale
             maps = logits[level].float().sigmoid().cpu()
             for part, here in zip(maps, shown, strict=True):
                 _lay(heat, part, here.window, cell, stride, (image.width, image.height))
