@@ -72,6 +72,7 @@ def write_tensors(
         facts: values of JSON.
 
     Raises:
+        OSError: if the file cannot be written.
         ValueError: if a fact is no value of JSON.
     """
     metadata = {_FORMAT: kind}
@@ -85,7 +86,10 @@ def write_tensors(
         name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
     }
     with replacing(path) as temporary:
-        save_file(copies, temporary, metadata)
+        try:
+            save_file(copies, temporary, metadata)
+        except SafetensorError as error:  # of a full disk
+            raise OSError(f"{path}: {error}") from error
 
 
 def read_facts(path: Path | str, kinds: Collection[str]) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ import tyro
 import yaml
 from rich.console import Console
 
+from tinyops.cli.device import choose_device
 from tinyops.config import dump_yaml, load_yaml, parse_yaml, to_plain
 from tinyops.data.coco import CocoSet, read_coco
 from tinyops.data.dataset import CocoTiles, Transform, check_headers
@@ -226,7 +227,7 @@ def parse(arguments: Sequence[str]) -> Train:
 def run(settings: Train) -> int:
     """The `train` command."""
     try:
-        wanted = _device(settings.device)
+        wanted = choose_device(settings.device)
         if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise ValueError('tensorboard needs the package: pip install "tinyops[log]"')
     except ValueError as error:
@@ -306,20 +307,6 @@ def _train(settings: Train, device: torch.device) -> int:
         console=console,
     )
     return 0
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<k>, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device must be here, got {name!r} and {torch.cuda.device_count()} GPUs")
-    return device
 
 
 def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:

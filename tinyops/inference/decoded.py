@@ -11,7 +11,7 @@ from PIL import Image
 
 from tinyops.data.pillow import MODES, any_size, rgb_pixels
 from tinyops.data.tiles import Window
-from tinyops.inference.pixels import FileSource, Stretch, naming, to_bytes
+from tinyops.inference.pixels import FileSource, Stretch, naming, quiet, to_bytes
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # modes of more than 8 bits
 _DRAWINGS = ("EPS", "WMF")  # Pillow would start another program to draw them
@@ -22,8 +22,9 @@ class DecodedSource(FileSource):
     """The first picture of a file, decoded by the first read, converted window by window."""
 
     def __init__(self, path: Path, *, exif: bool, stretch: Stretch | None) -> None:
-        with naming(str(path)), any_size():
+        with naming(str(path)), any_size(), quiet():
             image = Image.open(path)
+            orientation = _orientation(path, image)
         try:
             if image.format in _DRAWINGS or image.mode not in MODES + _DEEP:
                 raise ValueError(
@@ -35,7 +36,6 @@ class DecodedSource(FileSource):
                     f"stretch must be None for {path}, which Pillow reads as 8-bit {image.mode}, "
                     f"got {stretch}"
                 )
-            orientation = _orientation(path, image)
             if image.format == "TIFF":  # here Pillow applies it, wanted or not
                 undo = {6: 8, 8: 6}.get(orientation, orientation)
                 orientation = 1 if exif else undo
@@ -47,15 +47,22 @@ class DecodedSource(FileSource):
             raise
         self._file, self._stretch = image, stretch
         self._size, self._mode = image.size, image.mode
-        self._bits = 12 if image.tile and image.tile[0][3] == "I;12" else 16
+        self._bits = 12 if "I;12" in str(image.tile[:1]) else 16  # a TIFF's
+        self._failed: OSError | None = None
         self._large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0)
 
     def _stored(self, window: Window) -> NDArray[np.uint8]:
-        with naming(self.name), any_size() if self._large else nullcontext():
-            self._file.load()
-            if (self._file.size, self._file.mode) != (self._size, self._mode):
-                raise OSError(f"its header says {self._size} {self._mode}, its pixels do not")
-            crop = self._file.crop(window)
+        if self._failed is not None:  # Pillow would give what it has decoded so far
+            raise self._failed
+        try:
+            with naming(self.name), any_size() if self._large else nullcontext():
+                self._file.load()
+                if (self._file.size, self._file.mode) != (self._size, self._mode):
+                    raise OSError(f"its header says {self._size} {self._mode}, its pixels do not")
+                crop = self._file.crop(window)
+        except OSError as error:
+            self._failed = error
+            raise
         if crop.mode in MODES:
             return rgb_pixels(crop)
         grey = to_bytes(np.asarray(crop), self._bits, self._stretch, self.name)

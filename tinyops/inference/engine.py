@@ -120,10 +120,8 @@ def look(
     autocast = torch.autocast(place.type, DTYPES.get(amp), enabled=amp != "none")
     with torch.inference_mode(), _eval_mode(model), autocast:
         found = model([image.to(place, non_blocking=True) for image in images])
-    if len(found) != len(images):
-        raise ValueError(f"model must give a dict per image, got {len(found)} of {len(images)}")
     try:
-        return [
+        kept = [
             {
                 "boxes": x["boxes"].float().cpu(),
                 "scores": x["scores"].float().cpu(),
@@ -131,8 +129,11 @@ def look(
             }
             for x in found
         ]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError("model must give dicts of boxes, scores and labels") from error
+    if len(kept) != len(images):
+        raise ValueError(f"model must give a dict per image, got {len(kept)} of {len(images)}")
+    return kept
 
 
 def stitch(

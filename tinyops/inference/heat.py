@@ -1,128 +1,115 @@
-"""Where a detector with attention looks, as a map of a whole image."""
+"""Where a model pays attention in an image of any size."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinyops.inference.engine import check, look
-from tinyops.inference.types import Detection, Source
-from tinyops.inference.views import Tile, plan_tiles
+from tinyops.inference.types import Detection, Source, View
+from tinyops.inference.views import plan_tiles
 
 
-def heat_maps(
+def has_attention(model: Any) -> bool:
+    """Whether `attention_map` can look at the model: a detector of this package with SSPNet."""
+    return isinstance(getattr(getattr(model, "neck", None), "attention", None), nn.Module)
+
+
+def attention_map(
     model: nn.Module,
-    image: Source,
+    source: Source,
+    how: Detection,
     *,
-    level: int = 0,
-    stride: int = 8,
-    tile: tuple[int, int] | None = (640, 512),
-    overlap: int | tuple[int, int] = 100,
-    batch: int = 8,
+    level: int | None = None,
     device: torch.device | str | None = None,
-    amp: str = "none",
-) -> Tensor:
-    """The attention of a level of SSPNet's pyramid, tile by tile; overlaps have the greater one.
+    max_side: int = 2000,
+) -> NDArray[np.float32]:
+    """The attention by which SSPNet gates its features; where tiles overlap, the greater one.
 
-    The whole detector runs, so that it sees what it sees when it detects.
+    The whole model looks at the tiles of the image once more, in its own scale.
 
     Args:
-        model: a detector of `tinyops.models` with SSPNet's neck; its mode stays as it is.
-        image: read by windows, and left open.
-        level: 0 is the finest, which looks for the smallest objects.
-        stride: pixels of the image per cell of the map.
-        tile: width and height in pixels; None: the whole image.
-        overlap: pixels that neighbouring tiles share.
-        batch: tiles that the model sees at once.
-        device: of the model; None: that of its first parameter.
-        amp: "none", "bf16" or "fp16".
+        model: see `has_attention`; its mode stays as it is.
+        source: the image; it stays open.
+        how: tile, overlap, batch and amp count.
+        level: of the pyramid; 0 is the finest, for the smallest objects. None: of all levels the
+            greatest.
+        device: see `tinyops.inference.engine.detect_sources`.
+        max_side: of the map. Larger images have a coarser one, in which peaks stay.
 
     Returns:
-        [ceil(height / stride), ceil(width / stride)] float32 in 0..1 on the CPU.
+        [h, w] in 0..1.
 
     Raises:
         ValueError: the model has no attention or no such level, or a setting is out of range.
-        OSError: as the image's `read`, or ValueError.
+        OSError: as the `read` of `source`, or ValueError.
     """
-    how = Detection(tile=tile, overlap=overlap, batch=batch, amp=amp)  # type: ignore[arg-type]
     check(how)
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}")
-    seen: list[list[Tensor]] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        aux = output[1] if isinstance(output, tuple) and len(output) == 2 else {}
-        seen.append(aux.get("attention_logits", []))
-
-    neck = getattr(model, "neck", None)
-    if not isinstance(neck, nn.Module):
-        raise _no_attention(model)
-    heat = torch.zeros(-(-image.height // stride), -(-image.width // stride))
-    tiles = plan_tiles(image.width, image.height, how)
-    hook = neck.register_forward_hook(keep)
+    if not has_attention(model):
+        neck = type(getattr(model, "neck", None)).__name__
+        raise ValueError(
+            f"model must have the neck SSPNet, got {type(model).__name__} with neck {neck}"
+        )
+    detector: Any = model
+    strides = list(detector.backbone.strides)
+    if level is not None and not 0 <= level < len(strides):
+        raise ValueError(f"level must be None or from 0 to {len(strides) - 1}, got {level}")
+    if max_side < 1:
+        raise ValueError(f"max_side must be at least 1, got {max_side}")
+    size = (source.width, source.height)
+    step = max(1.0, max(size) / max_side)  # pixels of the image per cell of the map
+    heat = torch.zeros(max(1, round(size[1] / step)), max(1, round(size[0] / step)))
+    levels = range(len(strides)) if level is None else [level]
+    logits: list[Tensor] = []
+    hook = detector.neck.register_forward_hook(
+        lambda *call: logits.extend(call[2][1]["attention_logits"])
+    )
+    tiles = iter(plan_tiles(*size, replace(how, views=(View(),))))
     try:
-        for first in range(0, len(tiles), batch):
-            shown = tiles[first : first + batch]
-            look(model, [_pixels(image, tile) for tile in shown], device=device, amp=amp)
-            logits = seen.pop()
-            if not logits:
-                raise _no_attention(model)
-            if not 0 <= level < len(logits):
-                raise ValueError(f"level must be from 0 to {len(logits) - 1}, got {level}")
-            detector: Any = model
-            cell = detector.backbone.strides[level] / detector.scale
-            maps = logits[level].float().sigmoid().cpu()
-            for part, here in zip(maps, shown, strict=True):
-                _lay(heat, part, here.window, cell, stride, (image.width, image.height))
+        while batch := list(islice(tiles, how.batch)):
+            pixels = [torch.from_numpy(source.read(tile.window)) for tile in batch]
+            shown = [tile.show(x) for tile, x in zip(batch, pixels, strict=True)]
+            logits.clear()
+            look(model, shown, device=device, amp=how.amp)
+            for k in levels:
+                cell = strides[k] / detector.scale
+                for part, tile in zip(logits[k].float().sigmoid().cpu(), batch, strict=True):
+                    _lay(heat, part, tile.window, cell, size)
     finally:
         hook.remove()
-    return heat
-
-
-def _no_attention(model: nn.Module) -> ValueError:
-    return ValueError(
-        f"model must have attention, as those with SSPNet's neck, got {type(model).__name__} "
-        f"with {type(getattr(model, 'neck', None)).__name__}"
-    )
-
-
-def _pixels(image: Source, tile: Tile) -> Tensor:
-    pixels = image.read(tile.window)
-    return tile.show(torch.from_numpy(np.require(pixels, requirements=["C", "W"])))
+    return heat.numpy()
 
 
 def _lay(
-    heat: Tensor,
-    part: Tensor,
-    window: Sequence[int],
-    cell: float,
-    stride: int,
-    size: tuple[int, int],
+    heat: Tensor, part: Tensor, window: Sequence[int], cell: float, size: tuple[int, int]
 ) -> None:
     """Put the map of a tile onto that of the image, where it is greater.
 
     Args:
-        heat: [H, W], cells of `stride` pixels of the image.
-        part: [1, h, w], cells of `cell` pixels, the first at the corner of the tile; beyond the
-            tile's end there is padding.
+        heat: [H, W] of the image.
+        part: [1, h, w], cells of `cell` pixels of the image, the first at the corner of the tile;
+            those beyond the tile's end are padding.
         window: of the tile, x1 y1 x2 y2 in pixels of the image.
         cell: see above.
-        stride: see above.
         size: width and height of the image.
     """
-    slices, places = [], []
+    slices, places, reach = [], [], []
     for axis in (0, 1):
-        # Middles of the cells of the map, in pixels; that of the last may lie beyond the image.
-        middles = (torch.arange(heat.shape[1 - axis]) + 0.5) * stride
-        middles = middles.clamp(max=size[axis] - 0.5)
+        count = heat.shape[1 - axis]
+        step = size[axis] / count
+        middles = (torch.arange(count) + 0.5) * step  # of the cells of `heat`, in pixels
         first, last = torch.searchsorted(middles, torch.tensor(window[axis::2])).tolist()
         slices.append(slice(first, last))
         places.append((middles[first:last] - window[axis]) / (cell * part.shape[2 - axis]) * 2 - 1)
-    y, x = torch.meshgrid(places[1], places[0], indexing="ij")
-    grid = torch.stack([x, y], -1)[None]
-    sampled = F.grid_sample(part[None], grid, padding_mode="border", align_corners=False)[0, 0]
+        reach.append(int(step / cell / 2))  # cells of `part` around a middle that `heat` merges
+    part = F.max_pool2d(part, [2 * n + 1 for n in reach[::-1]], 1, reach[::-1])
+    grid = torch.stack(torch.meshgrid(places[0], places[1], indexing="xy"), -1)[None]
+    seen = F.grid_sample(part[None], grid, padding_mode="border", align_corners=False)[0, 0]
     target = heat[slices[1], slices[0]]
-    torch.maximum(target, sampled, out=target)
+    torch.maximum(target, seen, out=target)

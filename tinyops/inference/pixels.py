@@ -1,5 +1,7 @@
 """Pixels of files as RGB bytes, in the orientation in which they are meant to be seen."""
 
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,7 @@ from tinyops.data.tiles import Window
 from tinyops.inference.types import Georeference
 
 Stretch = tuple[float, float]
+_filters_lock = threading.Lock()
 
 
 class FileSource:
@@ -123,3 +126,11 @@ def naming(name: str) -> Iterator[None]:
     except Exception as error:  # Pillow raises struct.error, SyntaxError, IndexError and more
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise OSError(f"cannot read {name}: {reason}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of metadata; filters are the process's, so one thread at a time is here."""
+    with _filters_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

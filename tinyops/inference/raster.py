@@ -1,8 +1,6 @@
 """TIFF and JPEG 2000 by windows from disk, through rasterio (the optional extra `geo`)."""
 
 import os
-import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,21 +9,26 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from rasterio.errors import NotGeoreferencedWarning
 
 from tinyops.data.tiles import Window
-from tinyops.inference.pixels import FileSource, Stretch, naming, to_bytes
+from tinyops.inference.pixels import FileSource, Stretch, naming, quiet, to_bytes
 from tinyops.inference.types import Georeference
 
+_CACHE = 2**28  # bytes: the blocks under a row of windows of an image of 80,000 px
 _MAX_BLOCK = 2**30  # pixels; a window needs its blocks whole in memory
 _ORIENTATION = 274
-_warnings_lock = threading.Lock()
+
+
+def _gdal() -> Any:
+    """Keeps GDAL from writing to stderr, and its cache small if it is the first to use GDAL."""
+    return rasterio.Env(GDAL_CACHEMAX=os.environ.get("GDAL_CACHEMAX", _CACHE))
 
 
 class RasterSource(FileSource):
     """The first page of a TIFF, or a JPEG 2000, of which only windows are decoded.
 
-    GDAL keeps decoded blocks up to its own limit (GDAL_CACHEMAX, 5 % of the memory).
+    GDAL keeps decoded blocks up to GDAL_CACHEMAX: what the environment says, else 256 MiB, unless
+    the program has used GDAL before, whose own limit is 5 % of the memory.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class RasterSource(FileSource):
 
     def _stored(self, window: Window) -> NDArray[np.uint8]:
         x1, y1, x2, y2 = window
-        with naming(self.name):
+        with naming(self.name), _gdal():
             values = self._file.read(self._bands, window=((y1, y2), (x1, x2)))  # [B, h, w]
         if self._palette is not None:
             return self._palette[np.minimum(values[0], len(self._palette) - 1)]
@@ -97,18 +100,18 @@ def open_raster(
     path: Path, driver: str, *, exif: bool, stretch: Stretch | None, bands: Sequence[int] | None
 ) -> RasterSource | None:
     """The file; None if its colours are of a kind that only Pillow converts (CMYK, CIELAB)."""
-    with naming(str(path)), _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        file = rasterio.open(os.path.abspath(path), driver=driver, sharing=False)
-        structure = file.tags(ns="IMAGE_STRUCTURE")
-    try:
-        if structure.get("SOURCE_COLOR_SPACE", "YCbCr") != "YCbCr":
+    with _gdal(), quiet():
+        with naming(str(path)):
+            file = rasterio.open(os.path.abspath(path), driver=driver, sharing=False)
+            colours = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE", "YCbCr")
+        try:
+            if colours == "YCbCr":  # GDAL makes it RGB
+                return RasterSource(path, file, exif=exif, stretch=stretch, bands=bands)
+        except BaseException:
             file.close()
-            return None
-        return RasterSource(path, file, exif=exif, stretch=stretch, bands=bands)
-    except BaseException:
+            raise
         file.close()
-        raise
+        return None
 
 
 def _chosen(bands: Sequence[int] | None, meaning: list[str], name: str) -> list[int]:

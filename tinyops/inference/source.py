@@ -17,7 +17,7 @@ from tinyops.data.pillow import MODES, rgb_pixels
 from tinyops.data.tiles import Window
 from tinyops.inference.decoded import DecodedSource
 from tinyops.inference.pixels import FileSource, Stretch, checked, checked_stretch, naming
-from tinyops.inference.types import Source
+from tinyops.inference.types import Georeference, Source
 
 MAX_PIXELS = 2**30  # of an image that is decoded whole
 MAX_STREAMED_PIXELS = 2**34
@@ -111,7 +111,7 @@ class ArraySource:
         ValueError: the image is of another kind, or has no pixels.
     """
 
-    georeference = None
+    georeference: Georeference | None = None
 
     def __init__(
         self, image: NDArray[np.uint8] | Tensor | Image.Image, name: str = "array"

@@ -17,11 +17,14 @@ def rank() -> int:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[torch.device]:
+def process_group(
+    device: torch.device, *, timeout: timedelta = timedelta(hours=1)
+) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; gives the device of this process.
 
     NCCL joins GPUs, one per process, gloo joins CPUs. An error in one process is not waited for:
-    it ends the process, and torchrun then ends the others.
+    it ends the process, and torchrun then ends the others. `timeout` is how long one
+    may wait for another.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
@@ -30,7 +33,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=1))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
     yield device
     dist.barrier()
     dist.destroy_process_group()

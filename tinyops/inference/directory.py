@@ -1,0 +1,312 @@
+"""Detection in many images: each batch is a function of the images, not of what was done before."""
+
+import csv
+import errno
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from tinyops._files import replacing
+from tinyops.inference.formats import write_geojson
+from tinyops.inference.parts import (
+    Index,
+    OutputError,
+    Parts,
+    Place,
+    digest,
+    image_key,
+    writing,
+)
+from tinyops.inference.types import Result, Source
+
+PICTURES, FAILURES = "pictures", "failures.csv"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image without a result, and the reason in one line that names it."""
+
+    image: str
+    reason: str
+
+
+@dataclass
+class Outcome:
+    """What became of images.
+
+    Attributes:
+        places: image -> where its result is.
+        failures: the other images.
+        images: how many were detected in now; the rest of `places` was there before.
+        tiles: that the model looked at in them.
+        objects: that were found in them.
+        network: seconds in the model.
+        total: seconds altogether.
+    """
+
+    places: dict[str, Place] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    images: int = 0
+    tiles: int = 0
+    objects: int = 0
+    network: float = 0.0
+    total: float = 0.0
+
+    def add(self, other: "Outcome") -> None:
+        """Add what became of other images."""
+        self.places |= other.places
+        self.failures += other.failures
+        for name in ("images", "tiles", "objects", "network", "total"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def picture_path(out: Path, image: Path) -> Path:
+    """The file of an annotated picture; images of one name in two folders have two."""
+    return out / PICTURES / f"{image.stem[:40]}-{digest(image)[:8]}.jpg"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the way a model was made, the names of its labels, and its tensors."""
+    facts = [getattr(model, name, None) for name in ("recipe", "categories")]
+    total = hashlib.sha256(repr(facts).encode())
+    for name, x in model.state_dict().items():
+        total.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        total.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
+@dataclass
+class _Member:
+    """An image of a group."""
+
+    image: Path
+    key: str
+    source: Source
+
+
+@dataclass
+class Directory:
+    """Detection in the images that have no result.
+
+    Images are taken in groups of at least so many tiles, which share batches; those that have as
+    many alone are a group. A part is written when a group is done. Groups depend neither on what
+    was done before nor on the number of processes: the network's last bits depend on what else is
+    in a batch, and so the batches, and the results bit by bit, are those of a run without a break.
+
+    Args:
+        detect: `detect(sources, on_error=...)` gives results in the order of the sources, as
+            `tinyops.inference.engine.detect_sources` does, and closes them.
+        open_image: makes the source of a file; OSError or ValueError: a failure.
+        count_tiles: number of tiles of a source.
+        group: number of tiles.
+        draw: writes the picture of an image; errors are failures, too.
+        on_open: is called with every source before detection in it.
+        on_result: is called with every result when it is on the disk; its `seconds` have "write".
+        on_failure: is called with every failure.
+    """
+
+    detect: Callable[..., Iterator[Result]]
+    open_image: Callable[[Path], Source]
+    count_tiles: Callable[[Source], int]
+    group: int = 32
+    draw: Callable[[Path, Result], None] | None = None
+    on_open: Callable[[Source], None] = lambda source: None
+    on_result: Callable[[Result], None] = lambda result: None
+    on_failure: Callable[[Failure], None] = lambda failure: None
+
+    def run(
+        self,
+        images: Sequence[Path],
+        parts: Parts,
+        index: Index,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> Outcome:
+        """Detect, and write parts.
+
+        An image that cannot be read or drawn is a failure, and the rest goes on. A later call
+        tries it again, by itself.
+
+        Args:
+            images: files, none of them twice.
+            parts: after `begin`.
+            index: of the parts, the same in all processes.
+            rank: number of this process.
+            processes: that share the groups.
+
+        Raises:
+            OutputError: if the output folder cannot be written.
+        """
+        start = perf_counter()
+        outcome = Outcome()
+
+        def fail(image: Path, error: Exception) -> None:
+            failure = Failure(str(image), _reason(image, error))
+            outcome.failures.append(failure)
+            self.on_failure(failure)
+
+        def report(image: Path, error: Exception) -> None:  # all processes see it
+            if rank == 0:
+                fail(image, error)
+
+        for number, group in enumerate(self._groups(images, index, outcome, report)):
+            if number % processes == rank:
+                self._detect(group, parts, outcome, fail)
+            else:
+                for member in group:
+                    member.source.close()
+        outcome.total = perf_counter() - start
+        return outcome
+
+    def _groups(
+        self,
+        images: Sequence[Path],
+        index: Index,
+        outcome: Outcome,
+        fail: Callable[[Path, Exception], None],
+    ) -> Iterator[list[_Member]]:
+        """Images that have no result; those that failed before come last, each by itself."""
+        new: list[tuple[Path, str]] = []
+        again: list[list[tuple[Path, str]]] = []
+        for image in images:
+            try:
+                key = image_key(image)
+            except OSError as error:
+                fail(image, error)
+                continue
+            if key in index.places:
+                outcome.places[str(image)] = index.places[key]
+            elif key in index.failed:
+                again.append([(image, key)])
+            else:
+                new.append((image, key))
+        for sequence in (new, *again):
+            group: list[_Member] = []
+            tiles = 0
+            for image, key in sequence:
+                try:
+                    source = self.open_image(image)
+                except (OSError, ValueError) as error:
+                    fail(image, error)
+                    continue
+                count = self.count_tiles(source)
+                if count >= self.group:
+                    yield [_Member(image, key, source)]
+                    continue
+                group.append(_Member(image, key, source))
+                tiles += count
+                if tiles >= self.group:
+                    yield group
+                    group, tiles = [], 0
+            if group:
+                yield group
+
+    def _detect(
+        self,
+        group: Sequence[_Member],
+        parts: Parts,
+        outcome: Outcome,
+        fail: Callable[[Path, Exception], None],
+    ) -> None:
+        waiting = {member.source.name: member for member in group}
+        done: dict[str, Result] = {}
+        for member in group:
+            self.on_open(member.source)
+
+        def unreadable(source: Source, error: Exception) -> None:
+            fail(waiting[source.name].image, error)
+
+        for result in self.detect([m.source for m in group], on_error=unreadable):
+            member = waiting[result.name]
+            before = perf_counter()
+            try:
+                if self.draw is not None:
+                    self.draw(member.image, result)
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise OutputError(f"{parts.out}: cannot be written: {error.strerror}") from None
+                fail(member.image, error)
+                continue
+            result.seconds["write"] = perf_counter() - before
+            done[member.key] = result
+        places = parts.put(done, [member.key for member in group if member.key not in done])
+        outcome.places |= {str(m.image): places[m.key] for m in group if m.key in places}
+        for result in done.values():
+            outcome.images += 1
+            outcome.tiles += len(result.tiles)
+            outcome.objects += len(result["boxes"])
+            outcome.network += result.seconds.get("network", 0.0)
+            self.on_result(result)
+
+
+def _reason(image: Path, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
+        text = error.strerror
+    return text if str(image) in text else f"{image}: {text}"
+
+
+def write_maps(results: Iterable[Result], path: Path) -> None:
+    """`write_geojson`, which wants one system of coordinates: several get a file each.
+
+    These are named detections-EPSG_32633.geojson, say, or detections-pixels.geojson. Files of an
+    earlier call that would be outdated are removed.
+    """
+    systems: dict[str, list[Result]] = {}
+    for result in results:
+        place = result.georeference
+        systems.setdefault("pixels" if place is None else place.crs, []).append(result)
+    files = {path: next(iter(systems.values()), [])}
+    if len(systems) > 1:
+        files = {path.with_stem(f"{path.stem}-{_word(crs)}"): x for crs, x in systems.items()}
+    for file, some in files.items():
+        write_geojson(some, file)
+    for old in {path, *path.parent.glob(f"{path.stem}-*{path.suffix}")} - set(files):
+        old.unlink(missing_ok=True)
+
+
+def _word(crs: str) -> str:
+    """For names of files: an authority and a code, or a hash of WKT."""
+    word = re.sub(r"\W", "_", crs)
+    return word if len(word) <= 40 else hashlib.sha256(crs.encode()).hexdigest()[:16]
+
+
+def write_all(
+    outcome: Outcome,
+    images: Sequence[Path],
+    parts: Parts,
+    writers: Mapping[str, Callable[[Iterable[Result], Path], None]],
+) -> None:
+    """Write the results of all images into one file per format, and the failures into another.
+
+    Args:
+        outcome: of all the images, in any order.
+        images: gives the order.
+        parts: with the results.
+        writers: file name -> function that writes results to a path.
+
+    Raises:
+        OutputError: if the output folder cannot be written.
+    """
+    order = {str(image): k for k, image in enumerate(images)}
+    places = {name: outcome.places[name] for name in order if name in outcome.places}
+    failures = sorted(outcome.failures, key=lambda failure: order[failure.image])
+    with writing(parts.out):
+        for name, write in writers.items():
+            write(parts.results(places), parts.out / name)
+        if not failures:
+            (parts.out / FAILURES).unlink(missing_ok=True)
+            return
+        with replacing(parts.out / FAILURES) as temporary, temporary.open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["image", "reason"])
+            rows.writerows([failure.image, failure.reason] for failure in failures)
