@@ -143,6 +143,26 @@ def test_bad_files_are_one_line_each_and_the_rest_goes_on(images, tmp_path, caps
     assert captured.out.endswith("; 5 images failed, see failures.csv\n")
 
 
+def test_an_image_in_which_the_model_finds_no_numbers_is_one_line(
+    images, tmp_path, capsys, monkeypatch
+):
+    def broken(self, batch):
+        found = forward(self, batch)
+        if batch[0].shape[2] < 32:
+            found[0]["boxes"] = torch.full((1, 4), float("nan"))
+            found[0]["scores"], found[0]["labels"] = torch.ones(1), torch.ones(1).long()
+        return found
+
+    forward = Bright.forward
+    monkeypatch.setattr(Bright, "forward", broken)
+    draw_image(images / "narrow.png", 1, (20, 30))
+    assert detect(images, "--out", tmp_path / "out") == 1
+    expected = f"{images}/narrow.png: model must give finite boxes, got NaN or infinity"
+    assert capsys.readouterr().err == f"tinyops detect: {expected}\n"
+    assert (tmp_path / "out/failures.csv").read_text().count(expected) == 1
+    assert len(boxes_of(tmp_path / "out")) == 3
+
+
 def test_when_all_images_fail_the_files_are_there_and_empty(images, tmp_path, capsys):
     (images / "text.png").write_text("no image")
     assert detect(images / "text.png", "--out", tmp_path / "out") == 1
