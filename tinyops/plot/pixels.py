@@ -73,8 +73,8 @@ def as_windowed(image: Any) -> WindowedImage:
 def shrink(image: WindowedImage, width: int, height: int) -> Pixels:
     """The whole image at [height, width], averaged over areas; no larger than it is.
 
-    It is read by strips of at most `MAX_READ` pixels (or a few rows); the result is the same as of
-    the whole image at once.
+    It is read by strips of at most `MAX_READ` pixels (or a few rows); the result is that of the
+    whole image at once, but for rounding.
     """
     factor = image.height / height
     margin = 2 + int(2 * factor) if factor > 1 else 0  # the filter reaches beyond its strip
