@@ -33,9 +33,9 @@ NOTES = {
     "quality": "AP50 counts up to 3,000 detections per image. Each tile by itself: against what it "
     "shows of the truth. The model's limits of proposals and detections hold for the whole image, "
     "too. duplicates, false, missed: of detections with a score of at least 0.5, at IoU 0.5, best "
-    "first; across tiles: duplicates of another tile than the detection that has the person. SAHI's "
-    "default is scores above 0.3, GREEDYNMM by IoS at 0.5, and a pass over the whole image besides "
-    "the tiles. Below 0.1 it takes NMS by IoU.",
+    "first; across tiles: duplicates of another tile than the detection that has the person. "
+    "SAHI's default is scores above 0.3, GREEDYNMM by IoS at 0.5, and a pass over the whole image "
+    "besides the tiles. Below 0.1 it takes NMS by IoU.",
 }
 
 
