@@ -149,11 +149,14 @@ def test_removed_boxes_are_the_copies_in_overlaps():
 
 
 def test_objects_larger_than_tiles_are_joined_by_union():
-    (pieces,) = run([Drawn(draw(200, 40, [(5, 10, 180, 8, 0)]))])
-    assert len(pieces["boxes"]) > 1
-    (result,) = run([Drawn(draw(200, 40, [(5, 10, 180, 8, 0)]))], replace(SMALL, merge="union"))
-    assert result["boxes"].tolist() == [[5, 10, 185, 18]]
+    image = draw(200, 40, [(5, 10, 180, 8, 0), (20, 30, 4, 4, 0)])
+    (pieces,) = run([Drawn(image)])
+    assert len(pieces["boxes"]) > 2
+    (result,) = run([Drawn(image)], replace(SMALL, merge="union"))
+    assert result["boxes"].tolist() == [[5, 10, 185, 18], [20, 30, 24, 34]]
     assert len(result.removed) == len(result.tiles) - 1
+    for one in (pieces, result):  # whole or cut, the best is first
+        assert one["scores"].diff().le(0).all()
 
 
 @pytest.mark.parametrize(
@@ -367,14 +370,16 @@ def test_time_in_the_network_is_shared_by_tiles():
         time.sleep(0.02 * len(images))
         return [nothing()] * len(images)
 
+    start = time.perf_counter()
     first, second = run(
         [scene(0, 150, 40)[0], scene(1, 60, 40, 2)[0]], replace(SMALL, batch=9), slow
     )
     assert (len(first.tiles), len(second.tiles)) == (3, 1)
     assert first.seconds["network"] == pytest.approx(3 * second.seconds["network"])
-    assert first.seconds["network"] >= 0.06
+    total = sum(first.seconds.values()) + sum(second.seconds.values())
+    assert 0.08 <= first.seconds["network"] + second.seconds["network"] < total
+    assert total <= time.perf_counter() - start
     assert list(first.seconds) == ["read", "network", "stitch"]
-    assert all(0 < value < 0.05 for key, value in first.seconds.items() if key != "network")
 
 
 def nothing():
@@ -391,10 +396,11 @@ def nothing():
 def test_a_broken_image_is_reported_and_the_others_go_on(breaks, broken, batch, error):
     sources = [scene(k) for k in range(4)]
     sources[broken][0].breaks, sources[broken][0].error = breaks, error
-    reported = []
+    reported, model = [], Seer()
     results = run(
         [source for source, _ in sources],
         replace(SMALL, batch=batch),
+        model,
         on_error=lambda source, error: reported.append((source.name, type(error), str(error))),
     )
     name = f"scene {broken}"
@@ -403,6 +409,8 @@ def test_a_broken_image_is_reported_and_the_others_go_on(breaks, broken, batch, 
     assert [result.name for result in results] == [source.name for source, _ in good]
     assert [rows(result) for result in results] == [truth(squares) for _, squares in good]
     assert all(source.closed == 1 for source, _ in sources)
+    if batch == 100:  # nothing had been seen when the image broke
+        assert len(*model.batches) == sum(len(result.tiles) for result in results)
 
 
 def test_without_a_report_the_error_is_raised():
@@ -504,8 +512,13 @@ def test_reading_ahead_changes_nothing(threaded):
 
 
 def test_a_stream_that_is_left_stops_reading_ahead(threaded):
+    class Slow(Drawn):
+        def read(self, window):
+            time.sleep(0.02)
+            return super().read(window)
+
     before = set(threading.enumerate())
-    sources = [scene(k)[0] for k in range(3)]
+    sources = [Slow(scene(k)[0].image) for k in range(3)]
     stream = detect_sources(Seer(), sources, replace(SMALL, batch=1))
     next(stream)
     assert set(threading.enumerate()) > before

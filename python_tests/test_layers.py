@@ -36,7 +36,7 @@ LAYERS = {
             "plot",
             "train",
         },
-        {"torch", "tyro", "rich", "yaml"},
+        {"torch", "numpy", "PIL", "tyro", "rich", "yaml"},
     ),
 }
 PYTHON_FILES = sorted((ROOT / "tinyops").rglob("*.py"))

@@ -68,6 +68,15 @@ def test_drawings_and_unknown_pixels_are_refused(tmp_path):
     assert "integers or floats" in assert_refused(tmp_path / "a.tif", ValueError)
 
 
+def test_streamed_file_that_is_cut_short_is_refused_before_it_is_read(tmp_path):
+    values = np.zeros((3, 128, 128), np.uint8)
+    path = write_raster(tmp_path / "a.tif", values, tiled=True, blockxsize=64, blockysize=64)
+    whole(path)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(OSError, match=r"cannot read .*a\.tif: it is cut short"):
+        open_source(path)
+
+
 def attempt(path, window=(0, 0, 48, 36)):
     """Pixels; None if the file is refused in one line that names it, each time it is read."""
     try:

@@ -11,6 +11,7 @@ from tinyops.cli import info
 # The module is imported when its command is used.
 COMMANDS = {
     "data": ("tinyops.cli.data", "Make data sets."),
+    "demo": ("tinyops.cli.demo", "Find a thousand people in a picture drawn for it."),
     "detect": ("tinyops.cli.detect", "Find tiny objects in images of any size."),
     "train": ("tinyops.cli.train", "Train a detector."),
     "eval": ("tinyops.cli.eval", "Measure detections against a data set."),

@@ -251,7 +251,7 @@ def _detect(
     left = max((len(images) - len(index.places)) / world_size(), 1)  # for this process
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} tiles"),
         TimeElapsedColumn(),
@@ -270,7 +270,8 @@ def _detect(
         nonlocal opened, tiles
         opened, tiles = opened + 1, tiles + count_tiles(source)
         # As if those that were not opened yet had as many tiles on average.
-        bar.update(task, total=tiles * max(left / opened, 1), description=source.name)
+        total = tiles * max(left / opened, 1)
+        bar.update(task, total=total, description=Path(source.name).name)
 
     def draw(image: Path, result: Result) -> None:
         source = open_image(image)
