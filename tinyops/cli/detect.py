@@ -75,8 +75,8 @@ class Detect:
     """Width and height in pixels of the tiles that the model sees; 640x512 will do, too."""
     overlap: int = 100
     """Pixels that neighbouring tiles share; more than the largest object."""
-    batch: int = 8
-    """Tiles that the model sees at once."""
+    batch: int | None = None
+    """Tiles that the model sees at once; None: 8, and 1 on a CPU, where that is fastest."""
     scales: tuple[float, ...] = (1.0,)
     """Images are also looked at enlarged by these factors."""
     flips: tuple[Flip, ...] = ("none",)
@@ -174,7 +174,7 @@ def run(settings: Detect) -> int:
     try:
         images = _images(settings)
         wanted = choose_device(settings.device)
-        model = load(settings.model)
+        model = load(settings.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.heat and not has_attention(model):
             raise ValueError("heat must be off for a model without attention (SSPNet has it)")
         facts = _facts(settings, model)
@@ -305,7 +305,7 @@ def _detect(
             ),
             open_image,
             count_tiles,
-            group=4 * settings.batch,
+            group=4 * (settings.batch or 8),
             draw=draw if settings.picture else None,
             on_open=on_open,
             on_result=lambda result: print(_line(result), flush=True),

@@ -84,7 +84,7 @@ def check(how: Detection) -> None:
                 f"overlap must be one or two numbers from 0 to less than tile, {how.tile}, "
                 f"got {how.overlap}"
             )
-    if how.batch < 1:
+    if how.batch is not None and how.batch < 1:
         raise ValueError(f"batch must be at least 1, got {how.batch}")
     if any(not 0 < view.scale < math.inf for view in how.views):
         raise ValueError(f"scales must be positive, got {[view.scale for view in how.views]}")
@@ -216,9 +216,10 @@ def _results(
     progress: Callable[[int], None] | None,
 ) -> Iterator[Result]:
     cuda = device.type == "cuda"
+    count = how.batch or (1 if device.type == "cpu" else 8)  # a CPU keeps one tile in its caches
     pieces = _pieces(sources, how, pin=cuda)
     if cuda:
-        pieces = _ahead(pieces, 2 * how.batch)
+        pieces = _ahead(pieces, 2 * count)
     images: deque[_Image] = deque()
     batch: list[_Piece] = []
 
@@ -241,7 +242,7 @@ def _results(
             else:
                 on_error(images.pop().source, piece.error)
                 batch[:] = [other for other in batch if other.image is not piece.image]
-            if len(batch) == how.batch:
+            if len(batch) == count:
                 yield from finished()
     if batch:
         yield from finished()
