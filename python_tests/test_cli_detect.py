@@ -10,6 +10,7 @@ import pytest
 import rasterio
 import torch
 from detect_program import Bright, draw_image, use_quick_model
+from pictures import write_raster
 from PIL import Image
 
 import tinyops
@@ -297,7 +298,7 @@ def test_scales_and_flips_are_all_combined(images, tmp_path, capsys):
     assert f"40x30 px, {tiles} tiles, " in capsys.readouterr().out
 
 
-def test_exif_and_stretch_reach_the_reader(tmp_path):
+def test_exif_stretch_and_bands_reach_the_reader(tmp_path):
     pixels = np.zeros((30, 40), np.uint16)
     pixels[10, 20] = 900
     Image.fromarray(pixels).save(tmp_path / "deep.png")
@@ -305,6 +306,12 @@ def test_exif_and_stretch_reach_the_reader(tmp_path):
     assert not any(boxes_of(tmp_path / "a").values())
     assert detect(tmp_path / "deep.png", "--out", tmp_path / "b", "--stretch", "0", "900") == 0
     assert boxes_of(tmp_path / "b") == {str(tmp_path / "deep.png"): [[19.0, 9.0, 3.0, 3.0]]}
+    values = np.zeros((5, 30, 40), np.uint8)
+    values[3, 5, 6] = 255
+    write_raster(tmp_path / "bands.tif", values, photometric="MINISBLACK")
+    words = [tmp_path / "bands.tif", "--no-picture", "--bands", "4", "1", "5"]
+    assert detect(*words, "--out", tmp_path / "e") == 0
+    assert boxes_of(tmp_path / "e") == {str(tmp_path / "bands.tif"): [[5.0, 4.0, 3.0, 3.0]]}
     draw_image(tmp_path / "turned.png", 3)
     image = Image.open(tmp_path / "turned.png")
     exif = image.getexif()
@@ -357,6 +364,8 @@ def test_geojson_has_a_file_for_each_system_of_coordinates(images, tmp_path):
         (["--scales", "1", "1"], "views must be at least one and differ"),
         (["--min-score", "2"], "min_score must be in [0, 1], got 2.0"),
         (["--stretch", "5", "5"], "stretch must be (low, high) with low < high, got (5.0, 5.0)"),
+        (["--bands", "1", "2"], "bands must be one or three numbers from 1, got (1, 2)"),
+        (["--bands", "0"], "bands must be one or three numbers from 1, got (0,)"),
         (["--insets", "-1"], "insets must be at least 0, got -1"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:<k>, got 'gpu'"),
         (["--heat"], "heat must be off for a model without attention (SSPNet has it)"),

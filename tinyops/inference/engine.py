@@ -88,7 +88,7 @@ def check(how: Detection) -> None:
                 f"overlap must be one or two numbers from 0 to less than tile, {how.tile}, "
                 f"got {how.overlap}"
             )
-    if how.batch < 1:
+    if how.batch is not None and how.batch < 1:
         raise ValueError(f"batch must be at least 1, got {how.batch}")
     if any(not 0 < view.scale < math.inf for view in how.views):
         raise ValueError(f"scales must be positive, got {[view.scale for view in how.views]}")
@@ -221,9 +221,10 @@ def _results(
     progress: Callable[[int], None] | None,
 ) -> Iterator[Result]:
     cuda = device.type == "cuda"
+    count = how.batch or (1 if device.type == "cpu" else 8)  # a CPU keeps one tile in its caches
     pieces = _pieces(sources, how, pin=cuda)
     if cuda:
-        pieces = _ahead(pieces, 2 * how.batch)
+        pieces = _ahead(pieces, 2 * count)
     images: deque[_Image] = deque()
     waiting: dict[tuple[int, int], list[_Piece]] = {}  # by size; the oldest piece is of the first
 
@@ -251,9 +252,9 @@ def _results(
                 assert piece.tile is not None
                 size = piece.tile.size
                 waiting.setdefault(size, []).append(piece)
-                if len(waiting[size]) == how.batch:
+                if len(waiting[size]) == count:
                     yield from seen(size)
-                elif sum(map(len, waiting.values())) == 2 * how.batch:
+                elif sum(map(len, waiting.values())) == 2 * count:
                     yield from seen(next(iter(waiting)))
             elif on_error is None:
                 raise piece.error
