@@ -265,6 +265,3 @@ def test_a_huge_image_is_never_whole_in_float():
     assert len(result.tiles) == 37 * 10
     batch_bytes = 4 * 3 * 640 * 512 * 4
     assert batch_bytes <= live.most < 1.5 * batch_bytes  # the whole image would have 0.96 GB
-
-
-# ---- on a GPU ------------------------------------------------------------------------------------
