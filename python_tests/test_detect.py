@@ -197,6 +197,21 @@ def test_torchvisions_detector_gets_tiles_and_stitching(foreign):
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_fpn_resnet_nano", "retinanet_fpn_resnet_nano"])
+def test_what_is_found_in_an_image_does_not_depend_on_the_others(name):
+    torch.manual_seed(0)
+    few = {"score_threshold": 0.0, "max_per_image": 10}
+    model = tinyops.models.create(name, num_classes=1, neck_channels=16, **few)
+    image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    images = [image[:40, :40], image, image[:50, :25], image[:40, 60:]]
+    options = {"tile": (64, 64), "overlap": 16, "batch": 3}
+    for k, result in enumerate(detect(model, images, **options)):
+        alone = detect(model, images[k], **options)
+        assert len(alone["boxes"]) > 5
+        for key, values in alone.items():
+            torch.testing.assert_close(result[key], values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_fpn_resnet_nano", "retinanet_fpn_resnet_nano"])
 def test_models_of_the_zoo_look_at_images_of_any_size(name):
     model = tinyops.models.create(name, num_classes=1, neck_channels=16)
     image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)

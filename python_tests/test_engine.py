@@ -84,6 +84,26 @@ def test_tiles_of_several_images_fill_batches():
     assert tiles % 4  # some batch has tiles of two images
 
 
+def test_batches_hold_tiles_of_one_size_and_wait_for_no_more_than_two_batches():
+    sizes = [(40, 40), (30, 40), (40, 40), (20, 40), (40, 40), (10, 40), (40, 40), (50, 40)]
+    model, pulled = Seer(), []
+
+    def sources():
+        for k, size in enumerate([*sizes, (60, 40), (30, 40)]):
+            pulled.append(k)
+            yield scene(k, *size, 1)[0]
+
+    stream = detect_sources(model, sources(), replace(SMALL, batch=3))
+    assert next(stream).name == "scene 0"
+    assert pulled == [0, 1, 2, 3, 4]
+    assert model.batches == [[(40, 40)] * 3]
+    assert next(stream).name == "scene 1"
+    assert pulled == list(range(9))  # six wait
+    assert model.batches[1:] == [[(40, 30)]]
+    assert [result.name for result in stream] == [f"scene {k}" for k in range(2, 10)]
+    assert model.batches[2:] == [[(40, w)] for w in (20, 10, 40, 50, 60, 30)]
+
+
 def test_sources_are_pulled_when_their_tiles_are_needed():
     pulled = []
 
@@ -97,6 +117,12 @@ def test_sources_are_pulled_when_their_tiles_are_needed():
     assert next(stream).name == "scene 0"
     assert pulled == [0, 1]
     assert [result.name for result in stream] == ["scene 1", "scene 2", "scene 3", "scene 4"]
+
+
+def test_views_that_show_the_same_are_all_seen():
+    model, how = Seer(), Detection(tile=None, views=(View(1.0), View(0.75)))
+    (result,) = run([Drawn(np.full((1, 1, 3), (255, 0, 0), np.uint8))], how, model)
+    assert (len(result.tiles), len(result["boxes"]), len(result.removed)) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("flip", FLIPS)
@@ -202,14 +228,28 @@ def test_low_scores_are_left_out():
     assert (result.removed[:, 2] - result.removed[:, 0] >= 6).all()
 
 
-def test_scores_that_are_not_numbers_are_refused():
+@pytest.mark.parametrize(("key", "value"), [("scores", float("nan")), ("boxes", float("inf"))])
+def test_an_image_in_which_the_model_finds_no_numbers_is_reported(key, value):
     class Broken(Seer):
         def find(self, image):
             found = super().find(image)
-            return {**found, "scores": found["scores"] * float("nan")}
+            if len(self.batches) == 1:  # that of the first image
+                found[key] = found[key] * value
+            return found
 
-    with pytest.raises(RuntimeError, match="scores"):
-        run([scene(0)[0]], model=Broken())
+    message = f"scene 0: model must give finite {key}, got NaN or infinity"
+    sources, how = [scene(0)[0], scene(1)[0]], replace(SMALL, batch=9)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        run(sources, how, Broken())
+    reported = []
+    (result,) = run(
+        [scene(0)[0], scene(1)[0]],
+        how,
+        Broken(),
+        on_error=lambda source, error: reported.append((source.name, str(error))),
+    )
+    assert reported == [("scene 0", message)]
+    assert rows(result) == truth(scene(1)[1])
 
 
 # ---- tiles ---------------------------------------------------------------------------------------
@@ -372,7 +412,7 @@ def test_time_in_the_network_is_shared_by_tiles():
 
     start = time.perf_counter()
     first, second = run(
-        [scene(0, 150, 40)[0], scene(1, 60, 40, 2)[0]], replace(SMALL, batch=9), slow
+        [scene(0, 150, 40)[0], scene(1, 64, 40, 2)[0]], replace(SMALL, batch=9), slow
     )
     assert (len(first.tiles), len(second.tiles)) == (3, 1)
     assert first.seconds["network"] == pytest.approx(3 * second.seconds["network"])

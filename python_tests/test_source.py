@@ -228,10 +228,26 @@ def test_stretch_must_rise(tmp_path, stretch):
         open_source(tmp_path / "a.png", stretch=stretch)
 
 
-def test_stretch_is_refused_for_8_bits(tmp_path, reader):
-    for path in (tmp_path / "a.png", tmp_path / "a.tif"):
-        picture("RGB").save(path)
-        with pytest.raises(ValueError, match="stretch must be None for"):
+def test_stretch_leaves_8_bits_as_they_are(tmp_path, reader):
+    for name in ("a.png", "p.png", "a.tif", "a.jpg", "a.gif", "a.webp", "a.bmp", "a.ppm"):
+        path = tmp_path / name
+        picture("P" if name == "p.png" else "RGB").save(path)
+        assert_windows(path, whole(path), stretch=(0, 10))
+
+
+def test_stretch_is_refused_for_what_pillow_has_cut_to_8_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "find_spec", lambda name: None)
+    values = np.stack([deep(seed=seed) for seed in range(4)])
+    colour = {"photometric": "RGB", "interleave": "pixel"}
+    write_raster(tmp_path / "rgb.png", values[:3], "PNG")
+    write_raster(tmp_path / "la.png", values[:2], "PNG")
+    write_raster(tmp_path / "rgb.tif", values[:3], **colour)
+    write_raster(tmp_path / "rgba.tif", values, **colour, compress="deflate")
+    (tmp_path / "a.ppm").write_bytes(b"P6 48 36 65535\n" + values[:3].tobytes())
+    picture("RGB").save(tmp_path / "a.sgi", bpc=2)
+    picture("RGB").save(tmp_path / "a.jp2")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=f"stretch must be None for {path}, of which Pillow"):
             open_source(path, stretch=(0, 10))
 
 

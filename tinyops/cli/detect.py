@@ -92,7 +92,9 @@ class Detect:
     exif: bool = True
     """Turn photos as their camera was held."""
     stretch: tuple[float, float] | None = None
-    """Values that become black and white, of images with more than 8 bits."""
+    """Values that become black and white. Images of 8 bits stay as they are."""
+    bands: tuple[int, ...] | None = None
+    """Numbers from 1 of the red, green and blue band, or of a grey one, of TIFF and JPEG 2000."""
 
     format: tuple[Format, ...] = ("coco",)
     """coco: detections.json. csv: detections.csv. geojson: detections.geojson."""
@@ -111,6 +113,8 @@ class Detect:
         """Raise ValueError for a value out of range."""
         check(self.how)
         checked_stretch(self.stretch)
+        if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
+            raise ValueError(f"bands must be one or three numbers from 1, got {self.bands}")
         if not self.images:
             raise ValueError("images must be files, folders or patterns, got none")
         if not self.format:
@@ -247,7 +251,9 @@ def _detect(
 ) -> Outcome:
     """Detect, with a bar and a line for each image."""
     how = settings.how
-    open_image = functools.partial(open_source, exif=settings.exif, stretch=settings.stretch)
+    open_image = functools.partial(
+        open_source, exif=settings.exif, stretch=settings.stretch, bands=settings.bands
+    )
     left = max((len(images) - len(index.places)) / world_size(), 1)  # for this process
     console = Console(stderr=True)
     bar = Progress(

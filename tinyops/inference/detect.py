@@ -47,8 +47,8 @@ def detect(
         tile: width and height in pixels that the model sees; None: whole images.
         overlap: pixels that neighbouring tiles share, of what the model sees, the same both ways
             or (horizontal, vertical); more than the largest object.
-        batch: tiles that the model sees at once, of several images if need be; None: 8, and 1 on a
-            CPU, where that is fastest.
+        batch: tiles of one size that the model sees at once, of several images if need be; None: 8,
+            and 1 on a CPU, where that is fastest.
         scales: by which images are enlarged. With several, the model looks at them in all scales,
             each in all `flips`, and the views are merged like neighbouring tiles.
         flips: of "none", "horizontal", "vertical", "both".
