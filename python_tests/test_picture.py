@@ -170,6 +170,8 @@ def test_windows_show_the_cluster_and_other_places_and_do_not_overlap():
 def test_a_place_is_shown_once():
     boxes = np.array([(500 + k, 500, 506 + k, 506) for k in range(30)], float)
     assert len(choose_windows(boxes, np.arange(30) % 2, (1000, 1000), (64, 64), 6)) == 1
+    boxes = np.repeat(boxes, 1000, 0)  # more than are looked at
+    assert len(choose_windows(boxes, np.arange(30_000) % 2, (1000, 1000), (64, 64), 6)) == 1
 
 
 def test_windows_show_each_group():

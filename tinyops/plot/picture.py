@@ -96,14 +96,14 @@ def annotate(
     keep = values >= min_score
     found, values, texts = found[keep], values[keep], [texts[k] for k in np.flatnonzero(keep)]
 
-    objects = _boxes("truth", () if truth is None else truth)
-    hit, seen = match(found, values, objects)
     if truth is None:
         groups = tuple(bands)
         sizes = np.sqrt((found[:, 2:] - found[:, :2]).clip(0).prod(1))
         index = np.searchsorted([band.limit for band in bands], sizes, "left")
     else:
         groups = OUTCOMES
+        objects = _boxes("truth", truth)
+        hit, seen = match(found, values, objects)
         index = np.concatenate([np.where(hit, 0, 1), np.full((~seen).sum(), 2)])
         found = np.concatenate([found, objects[~seen]])
         texts += [""] * int((~seen).sum())
