@@ -13,6 +13,8 @@ from tinyops.inference.directory import Directory, fingerprint, picture_path, wr
 from tinyops.inference.parts import Index, OutputError, Parts, image_key
 from tinyops.inference.types import Georeference, Result
 
+BOX = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
@@ -276,7 +278,8 @@ def test_maps_hold_few_results_at_a_time_and_spare_the_files_of_others(tmp_path)
     class Once:
         def __iter__(self):
             for k, place in enumerate(places):
-                result = result_of(f"{k}", 0.5, georeference=place)
+                result = result_of(f"{k}", georeference=place)
+                result |= {"boxes": BOX, "scores": torch.ones(1), "labels": torch.ones(1).long()}
                 made.append(weakref.ref(result))
                 yield result
                 del result
@@ -290,7 +293,7 @@ def test_maps_hold_few_results_at_a_time_and_spare_the_files_of_others(tmp_path)
         if images:
             table = json.loads((tmp_path / name).read_text())
             assert [x["properties"]["image"] for x in table["features"]] == images.split()
-    write_maps([result_of("0", 0.5)], tmp_path / "detections.geojson")
+    write_maps([result_of("0")], tmp_path / "detections.geojson")
     left = ["detections-mine.geojson", "detections.geojson"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
