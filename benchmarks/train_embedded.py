@@ -27,7 +27,7 @@ from tinyops._files import replacing
 from tinyops.data.synth import make_scene
 from tinyops.data.synth_write import write_tinysea
 from tinyops.evaluation.sized_ap import sized_ap
-from tinyops.inference import detect
+from tinyops.inference.detect import detect
 from tinyops.models import load, save
 
 HOME = Path(tinyops.__file__).parent / "models" / "embedded"

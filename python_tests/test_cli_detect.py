@@ -190,7 +190,9 @@ def test_interrupted_and_continued_is_uninterrupted(images, tmp_path, capsys, mo
     capsys.readouterr()
     assert detect(*words, tmp_path / "out") == 130
     captured = capsys.readouterr()
-    assert captured.err == "tinyops detect: interrupted; the same command goes on\n"
+    assert (
+        captured.err == "tinyops detect: interrupted; the same command, without --fresh, goes on\n"
+    )
     done = len(captured.out.splitlines())
     assert not (tmp_path / "out/detections.json").exists()
     assert detect(*words, tmp_path / "out") == 0
@@ -255,6 +257,36 @@ def test_another_format_needs_no_other_detection(images, tmp_path, capsys):
     assert detect(images, "--out", tmp_path / "other", "--format", "csv") == 0
     tables = [(tmp_path / name / "detections.csv").read_bytes() for name in ("out", "other")]
     assert tables[0] == tables[1]
+
+
+def test_files_of_other_formats_are_not_left_outdated(images, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "detections.csv").write_text("of somebody else")
+    assert detect(images / "0.png", "--out", out) == 0
+    assert (out / "detections.csv").read_text() == "of somebody else"
+    assert detect(images, "--out", out, "--format", "geojson") == 0
+    assert len(boxes_of(out)) == 3
+    old = sorted((out / "pictures").iterdir())
+    assert detect(images / "0.png", "--out", out, "--no-picture", "--fresh") == 0
+    assert (len(old), sorted((out / "pictures").iterdir())) == (3, [])
+
+
+def test_a_name_of_any_bytes_is_one_line_of_text(images, tmp_path, capsys):
+    (images / "0.png").rename(images / "two\nlines\udcff.png")
+    (images / "1.png").rename(images / "red\x1b[31m.png")
+    (images / "2.png").rename(images / ("x" * 251 + ".png"))
+    (images / "bad\udcff.png").write_text("x")
+    assert detect(images, "--out", tmp_path / "out", "--format", "csv") == 1
+    said = capsys.readouterr()
+    assert len(said.out.encode().splitlines()) == 4
+    assert "two\\nlines\\udcff.png: 40x30 px" in said.out
+    assert "\x1b" not in said.out
+    assert (
+        said.err == f"tinyops detect: cannot read {images}/bad\\udcff.png: no image of a kind "
+        "that can be decoded\n"
+    )
+    assert b"/bad\xff.png," in (tmp_path / "out/failures.csv").read_bytes()
 
 
 def test_patterns_and_folders_may_have_the_same_names_and_the_same_files(images, tmp_path):
@@ -361,7 +393,10 @@ def test_geojson_has_a_file_for_each_system_of_coordinates(images, tmp_path):
         (["--overlap", "32"], "overlap must be one or two numbers from 0 to less than tile"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
         (["--scales", "0"], "scales must be positive, got [0.0]"),
-        (["--scales", "1", "1"], "views must be at least one and differ"),
+        (
+            ["--scales", "1", "1"],
+            "scales and flips must be given, each of them once, got",
+        ),
         (["--min-score", "2"], "min_score must be in [0, 1], got 2.0"),
         (["--stretch", "5", "5"], "stretch must be (low, high) with low < high, got (5.0, 5.0)"),
         (["--bands", "1", "2"], "bands must be one or three numbers from 1, got (1, 2)"),

@@ -4,13 +4,16 @@ import csv
 import errno
 import json
 import os
+import weakref
 
 import pytest
 import torch
 
-from tinyops.inference.directory import Directory, fingerprint, picture_path, write_all
+from tinyops.inference.directory import Directory, fingerprint, picture_path, write_all, write_maps
 from tinyops.inference.parts import Index, OutputError, Parts, image_key
 from tinyops.inference.types import Georeference, Result
+
+BOX = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
 
 
 @pytest.fixture(autouse=True)
@@ -265,6 +268,47 @@ def test_fresh_forgets_the_results(tmp_path):
     run(images, tmp_path / "out")
     parts.begin({}, fresh=True)
     assert parts.index() == Index()
+
+
+def test_maps_hold_few_results_at_a_time_and_spare_the_files_of_others(tmp_path):
+    places = (Georeference((1, 0, 0, 0, 1, 0), crs) for crs in ("EPSG:32633", "EPSG:32634"))
+    places = [None, *places] * 4
+    made = []
+
+    class Once:
+        def __iter__(self):
+            for k, place in enumerate(places):
+                result = result_of(f"{k}", georeference=place)
+                result |= {"boxes": BOX, "scores": torch.ones(1), "labels": torch.ones(1).long()}
+                made.append(weakref.ref(result))
+                yield result
+                del result
+                assert sum(one() is not None for one in made) <= 3
+
+    names = [f"detections-{x}.geojson" for x in ("EPSG_32633", "EPSG_32634", "mine", "pixels")]
+    (tmp_path / names[2]).write_text("mine")
+    write_maps(Once(), tmp_path / "detections.geojson")
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name, images in zip(names, ("1 4 7 10", "2 5 8 11", None, "0 3 6 9"), strict=True):
+        if images:
+            table = json.loads((tmp_path / name).read_text())
+            assert [x["properties"]["image"] for x in table["features"]] == images.split()
+    write_maps([result_of("0")], tmp_path / "detections.geojson")
+    left = ["detections-mine.geojson", "detections.geojson"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_an_image_of_which_no_process_knows_is_a_failure(tmp_path):
+    images, parts = make_images(tmp_path, 1, 1), Parts(tmp_path / "out")
+    outcome, _ = run(images[:1], tmp_path / "out")
+    write_all(outcome, images, parts, {})
+    assert [failure.image for failure in outcome.failures] == [str(images[1])]
+
+
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyops.inference.directory._MOST_OPEN", 2)
+    _, groups = run(make_images(tmp_path, 1, 1, 1), tmp_path / "out")
+    assert groups == [["00", "01"], ["02"]]
 
 
 def test_an_image_is_its_path_size_and_time(tmp_path):

@@ -338,6 +338,7 @@ TABLES = {"images": [{"id": 1, "file_name": "a"}], "categories": [{"id": 1, "nam
         ([{**GOOD, "bbox": [0, 0, 1]}], r"\[0\]: bbox must be"),
         ([{**GOOD, "bbox": [0, 0, -1, 1]}], r"\[0\]: bbox must not have a negative size"),
         ([{**GOOD, "score": math.nan}], r"\[0\]: score must be a finite number"),
+        ([{**GOOD, "score": 10**400}], r"\[0\]: score must be a finite number"),
         ({**TABLES, "annotations": [{**GOOD, "score": None}]}, r"annotations\[0\]: score"),
         ({**TABLES, "annotations": [{**GOOD, "image_id": 2}]}, r"annotations\[0\]: image_id or"),
         ({**TABLES, "annotations": {}}, "annotations must be a list"),

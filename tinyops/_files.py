@@ -25,8 +25,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     It is on the disk before it is renamed, so that a crash leaves the old file or the new one.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    path = Path(path)  # the name of which may be as long as names can be
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

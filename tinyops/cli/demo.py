@@ -1,7 +1,7 @@
 """Find a thousand tiny people in a large picture that is drawn for it, and say how well.
 
-The folder gets scene.png, truth.json and detections.json (COCO), picture.jpg and report.html. The
-same seed, size and number of people give the same scene.
+The folder gets scene.png, truth.json and detections.json (COCO), measures.json, picture.jpg and
+report.html. The same seed, size and number of people give the same scene.
 """
 
 import functools

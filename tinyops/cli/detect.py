@@ -33,8 +33,11 @@ from tinyops.inference.directory import (
     PICTURES,
     Directory,
     Outcome,
+    files_of,
     fingerprint,
     picture_path,
+    printable,
+    remove_pictures,
     write_all,
     write_maps,
 )
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
         _say(f"{error}".splitlines()[0])
         return 1
     except KeyboardInterrupt:
-        _say("interrupted; the same command goes on")
+        _say("interrupted; the same command, without --fresh, goes on")
         return 130
 
 
@@ -183,6 +186,7 @@ def run(settings: Detect) -> int:
             raise ValueError("heat must be off for a model without attention (SSPNet has it)")
         facts = _facts(settings, model)
         parts = Parts(settings.out)
+        goes_on = parts.folder.is_dir()
         changes = [] if settings.fresh else parts.changes(facts)
         if changes:
             raise ValueError(
@@ -204,8 +208,7 @@ def run(settings: Detect) -> int:
         for each in outcomes:
             total.add(each)
         if rank() == 0:
-            writers: dict[str, Any] = dict(WRITERS[name] for name in settings.format)
-            write_all(total, images, parts, writers)
+            write_all(total, images, parts, _writers(settings, goes_on))
             print(_total(total, max(each.total for each in outcomes)))
     return 1 if total.failures else 0
 
@@ -229,6 +232,15 @@ def _facts(settings: Detect, model: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k not in FREE} | {"model": fingerprint(model)}
 
 
+def _writers(settings: Detect, goes_on: bool) -> dict[str, Any]:
+    """Of the formats in question, and of those of an earlier run, whose files would be outdated."""
+    return {
+        name: write
+        for kind, (name, write) in WRITERS.items()
+        if kind in settings.format or (goes_on and files_of(settings.out / name))
+    }
+
+
 def _begin(settings: Detect, parts: Parts, facts: dict[str, Any]) -> None:
     try:
         parts.begin(facts, fresh=settings.fresh)
@@ -236,6 +248,8 @@ def _begin(settings: Detect, parts: Parts, facts: dict[str, Any]) -> None:
             if settings.picture:
                 (settings.out / PICTURES).mkdir(exist_ok=True)
                 remove_temporaries(settings.out / PICTURES)
+            if settings.fresh:
+                remove_pictures(settings.out)
             dump_yaml(replace(settings, fresh=False), settings.out / "settings.yaml")
     except OutputError as error:
         raise _InputError(error) from error
@@ -277,7 +291,7 @@ def _detect(
         opened, tiles = opened + 1, tiles + count_tiles(source)
         # As if those that were not opened yet had as many tiles on average.
         total = tiles * max(left / opened, 1)
-        bar.update(task, total=total, description=Path(source.name).name)
+        bar.update(task, total=total, description=printable(Path(source.name).name))
 
     def draw(image: Path, result: Result) -> None:
         source = open_image(image)
@@ -327,7 +341,7 @@ def _categories(model: nn.Module) -> tuple[str, ...]:
 def _line(result: Result) -> str:
     times = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items())
     size = f"{result.width}x{result.height} px, {len(result.tiles):,} tiles"
-    return f"{result.name}: {size}, {len(result['boxes']):,} objects; seconds: {times}"
+    return f"{printable(result.name)}: {size}, {len(result['boxes']):,} objects; seconds: {times}"
 
 
 def _total(total: Outcome, seconds: float) -> str:

@@ -12,8 +12,7 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from tinyops._files import replacing
-from tinyops.inference.formats import write_geojson
+from tinyops.inference.formats import text_file, write_geojson
 from tinyops.inference.parts import (
     Index,
     OutputError,
@@ -27,6 +26,8 @@ from tinyops.inference.types import Result, Source
 
 PICTURES, FAILURES = "pictures", "failures.csv"
 
+_CHANGED = "files changed during the run; the same command tries again"
+_MOST_OPEN = 256  # files; a process may often have 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -73,6 +74,12 @@ def picture_path(out: Path, image: Path) -> Path:
     return out / PICTURES / f"{image.stem[:40]}-{digest(image)[:8]}.jpg"
 
 
+def remove_pictures(out: Path) -> None:
+    """Remove the annotated pictures, and nothing else."""
+    for path in (out / PICTURES).glob("*-????????.jpg"):
+        path.unlink()
+
+
 def fingerprint(model: nn.Module) -> str:
     """A hash of the way a model was made, the names of its labels, and its tensors."""
     facts = [getattr(model, name, None) for name in ("recipe", "categories")]
@@ -92,14 +99,25 @@ class _Member:
     source: Source
 
 
+class _Results:
+    """The results of images, read anew from the parts each time they are asked for."""
+
+    def __init__(self, parts: Parts, places: Mapping[str, Place]) -> None:
+        self._parts, self._places = parts, places
+
+    def __iter__(self) -> Iterator[Result]:
+        return self._parts.results(self._places)
+
+
 @dataclass
 class Directory:
     """Detection in the images that have no result.
 
-    Images are taken in groups of at least so many tiles, which share batches; those that have as
-    many alone are a group. A part is written when a group is done. Groups depend neither on what
-    was done before nor on the number of processes: the network's last bits depend on what else is
-    in a batch, and so the batches, and the results bit by bit, are those of a run without a break.
+    Images are taken in groups of at least so many tiles, or of 256 images, which share batches;
+    those that have as many tiles alone are a group. A part is written when a group is done. Groups
+    depend neither on what was done before nor on the number of processes: the network's last bits
+    depend on what else is in a batch, and so the batches, and the results bit by bit, are those of
+    a run without a break.
 
     Args:
         detect: `detect(sources, on_error=...)` gives results in the order of the sources, as
@@ -204,7 +222,7 @@ class Directory:
                     continue
                 group.append(_Member(image, key, source))
                 tiles += count
-                if tiles >= self.group:
+                if tiles >= self.group or len(group) == _MOST_OPEN:
                     yield group
                     group, tiles = [], 0
             if group:
@@ -249,10 +267,17 @@ class Directory:
 
 
 def _reason(image: Path, error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
         text = error.strerror
-    return text if str(image) in text else f"{image}: {text}"
+    if str(image) not in text:
+        text = f"{image}: {text}"
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """One line of text: names of files may have line breaks, and bytes that are no text."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def write_maps(results: Iterable[Result], path: Path) -> None:
@@ -260,24 +285,36 @@ def write_maps(results: Iterable[Result], path: Path) -> None:
 
     These are named detections-EPSG_32633.geojson, say, or detections-pixels.geojson. Files of an
     earlier call that would be outdated are removed.
+
+    Args:
+        results: are gone through more than once, so that never all of them are held.
+        path: of the file.
     """
-    systems: dict[str, list[Result]] = {}
-    for result in results:
-        place = result.georeference
-        systems.setdefault("pixels" if place is None else place.crs, []).append(result)
-    files = {path: next(iter(systems.values()), [])}
+    systems = list(dict.fromkeys(_system(result) for result in results)) or ["pixels"]
+    files = {path: systems[0]}
     if len(systems) > 1:
-        files = {path.with_stem(f"{path.stem}-{_word(crs)}"): x for crs, x in systems.items()}
-    for file, some in files.items():
-        write_geojson(some, file)
-    for old in {path, *path.parent.glob(f"{path.stem}-*{path.suffix}")} - set(files):
-        old.unlink(missing_ok=True)
+        files = {path.with_stem(f"{path.stem}-{_word(system)}"): system for system in systems}
+    for file, system in files.items():
+        write_geojson((result for result in results if _system(result) == system), file)
+    for old in files_of(path) - set(files):
+        old.unlink()
 
 
-def _word(crs: str) -> str:
+def files_of(path: Path) -> set[Path]:
+    """The files that `write_maps` writes for this path, as far as they are there."""
+    mine = re.compile(rf"{re.escape(path.stem)}(-(pixels|[A-Z]+_\d+|[0-9a-f]{{16}}))?")
+    return {file for file in path.parent.glob(f"*{path.suffix}") if mine.fullmatch(file.stem)}
+
+
+def _system(result: Result) -> str:
+    return "pixels" if result.georeference is None else result.georeference.crs
+
+
+def _word(system: str) -> str:
     """For names of files: an authority and a code, or a hash of WKT."""
-    word = re.sub(r"\W", "_", crs)
-    return word if len(word) <= 40 else hashlib.sha256(crs.encode()).hexdigest()[:16]
+    if system == "pixels" or re.fullmatch(r"[A-Z]+:\d+", system):
+        return system.replace(":", "_")
+    return hashlib.sha256(system.encode()).hexdigest()[:16]
 
 
 def write_all(
@@ -289,7 +326,8 @@ def write_all(
     """Write the results of all images into one file per format, and the failures into another.
 
     Args:
-        outcome: of all the images, in any order.
+        outcome: of the images, in any order. Those of which it knows nothing become failures: where
+            files come and go, processes do not agree on the groups.
         images: gives the order.
         parts: with the results.
         writers: file name -> function that writes results to a path.
@@ -299,14 +337,16 @@ def write_all(
     """
     order = {str(image): k for k, image in enumerate(images)}
     places = {name: outcome.places[name] for name in order if name in outcome.places}
+    known = {*places, *(failure.image for failure in outcome.failures)}
+    outcome.failures += [Failure(name, f"{name}: {_CHANGED}") for name in order.keys() - known]
     failures = sorted(outcome.failures, key=lambda failure: order[failure.image])
     with writing(parts.out):
         for name, write in writers.items():
-            write(parts.results(places), parts.out / name)
+            write(_Results(parts, places), parts.out / name)
         if not failures:
             (parts.out / FAILURES).unlink(missing_ok=True)
             return
-        with replacing(parts.out / FAILURES) as temporary, temporary.open("w", newline="") as file:
+        with text_file(parts.out / FAILURES, "surrogateescape") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["image", "reason"])
             rows.writerows([failure.image, failure.reason] for failure in failures)

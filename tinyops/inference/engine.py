@@ -95,7 +95,8 @@ def check(how: Detection) -> None:
     if any(view.flip not in FLIPS for view in how.views):
         raise ValueError(f"flips must be of {FLIPS}, got {[view.flip for view in how.views]}")
     if not how.views or len(set(how.views)) < len(how.views):
-        raise ValueError(f"views must be at least one and differ, got {how.views}")
+        pairs = [(view.scale, view.flip) for view in how.views]
+        raise ValueError(f"scales and flips must be given, each of them once, got {pairs}")
     for name in ("min_score", "iou_threshold", "ios_threshold"):
         if not 0 <= getattr(how, name) <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {getattr(how, name)}")

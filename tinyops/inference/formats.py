@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def write_coco(
                     "score": score,
                 }
 
-    with _writing(path, "backslashreplace") as file:  # of a lone surrogate: the escape of JSON
+    with text_file(path, "backslashreplace") as file:  # of a lone surrogate: the escape of JSON
         file.write('{"annotations":')  # first, so that they need not be kept
         _write_list(file, map(_encode, annotations()))
         file.write(',\n"images":')
@@ -123,7 +124,7 @@ def write_coco_results(
                 entry = {"image_id": image_id, "category_id": category_id}
                 yield _encode({**entry, "bbox": _bbox(corners), "score": score})
 
-    with _writing(path) as file:
+    with text_file(path) as file:
         _write_list(file, entries())
         file.write("\n")
 
@@ -133,7 +134,7 @@ def write_csv(results: Iterable[Result], path: str | os.PathLike[str]) -> None:
 
     The name is empty where it is unknown. Images without objects leave no trace.
     """
-    with _writing(path, "surrogateescape") as file:
+    with text_file(path, "surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for result in results:
@@ -185,7 +186,7 @@ def write_geojson(
                 geometry = {"type": "Polygon", "coordinates": [_ring(corners, place)]}
                 yield _encode({"type": "Feature", "geometry": geometry, "properties": properties})
 
-    with _writing(path, "backslashreplace") as file:
+    with text_file(path, "backslashreplace") as file:
         file.write('{"type":"FeatureCollection",')
         if crs:
             member = {"type": "name", "properties": {"name": _crs_name(crs)}}
@@ -279,7 +280,8 @@ def match_images(names: Iterable[str], images: Iterable[Mapping[str, Any]]) -> d
 
 
 @contextmanager
-def _writing(path: str | os.PathLike[str], errors: str = "strict") -> Iterator[TextIO]:
+def text_file(path: str | os.PathLike[str], errors: str = "strict") -> Iterator[TextIO]:
+    """A file of UTF-8 that appears when it is whole; `errors`: what becomes of lone surrogates."""
     with (
         replacing(Path(path)) as temporary,
         temporary.open("w", encoding="utf-8", errors=errors, newline="") as file,
@@ -426,4 +428,5 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # An int may be larger than any float.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
