@@ -79,11 +79,6 @@ def test_killed_from_outside_and_continued(images, whole, tmp_path):
     assert final_files(tmp_path) == whole
 
 
-def test_two_processes_detect_as_one(images, whole, tmp_path):
-    assert run(images, tmp_path, processes=2) == [1, 1]
-    assert final_files(tmp_path) == whole
-
-
 def test_two_processes_go_on_with_what_one_began(images, whole, tmp_path):
     assert run(images, tmp_path, die=3) == [-signal.SIGKILL]
     assert run(images, tmp_path, processes=2) == [1, 1]
