@@ -244,7 +244,7 @@ def _model(name: str, device: torch.device) -> nn.Module:
     model = load(name, device)
     if model.num_classes != 1:
         raise ValueError(f"{name}: expected a model of one class, got {model.num_classes}")
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _coco(demo: Demo, annotations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

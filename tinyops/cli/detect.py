@@ -198,7 +198,7 @@ def run(settings: Detect) -> int:
         wait_for_all()
         index = parts.index()
         wait_for_all()  # nobody has written
-        outcome = _detect(settings, images, parts, index, model.to(device), device)
+        outcome = _detect(settings, images, parts, index, model.float().to(device), device)
         outcomes = gather([outcome])
         total = Outcome()
         for each in outcomes:
