@@ -11,7 +11,8 @@ are left after merging. Then without the network, here and in SAHI: the time of 
 `memory`: growth of the process, and the most bytes of tensors, above image and model.
 `quality`: tiles overlap by 100 px. The network sees every tile once, and the whole image. Every
 method then gets these detections through its own public interface, so that it is the merging alone
-that differs. Its tiles per second are those of a run with the network on the first scene.
+that differs. Its tiles per second are those of the faster of two runs with the network itself on
+the first scene.
 """
 
 import argparse
@@ -31,11 +32,10 @@ NOTES = {
     "memory": "In a process of its own with the allocator's defaults.",
     "quality": "AP50 counts up to 3,000 detections per image. Each tile by itself: against what it "
     "shows of the truth. The model's limits of proposals and detections hold for the whole image, "
-    "too. duplicates, false, missed: of detections with a score of at least 0.5, at "
-    "IoU 0.5, best first; across tiles: duplicates of another tile than the detection that has the "
-    "person. SAHI's default is scores "
-    "above 0.3, GREEDYNMM by IoS at 0.5, and a pass over the whole image besides the tiles. Below "
-    "0.1 it takes NMS by IoU.",
+    "too. duplicates, false, missed: of detections with a score of at least 0.5, at IoU 0.5, best "
+    "first; across tiles: duplicates of another tile than the detection that has the person. "
+    "SAHI's default is scores above 0.3, GREEDYNMM by IoS at 0.5, and a pass over the whole image "
+    "besides the tiles. Below 0.1 it takes NMS by IoU.",
 }
 
 

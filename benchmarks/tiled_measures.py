@@ -28,6 +28,7 @@ CROWD = 21_200  # people of the simulated detector, which finds 20,000 of them
 MIN_VISIBLE = 0.7  # square root of the share of an object that a tile must show
 MAX_DETECTIONS = 3000  # that AP counts, of an image
 SURE = 0.5  # score of the detections that are counted one by one
+ROUNDS = 2
 BANDS = {name: TINYPERSON_BANDS[name] for name in ("tiny", "all")}
 
 Row = dict[str, Any]
@@ -200,9 +201,14 @@ def measure_quality(options: Namespace) -> list[Row]:
                 **score(scenes, found),
                 "merging ms": 1e3 * sum(run["merging s"] for run in runs) / len(runs),
                 "outside the network ms/tile": 1e3 * outside / tiles,
-                "tiles/s": time_of(name, slicer, network, scenes[0].image, cut)["tiles/s"],
             }
         )
+    for _ in range(ROUNDS):  # in turns: what slows the machine down for a while slows all
+        for row in rows:
+            slicer = slicers().get(row["method"])
+            if callable(slicer):
+                speed = time_of(row["method"], slicer, network, scenes[0].image, cut)["tiles/s"]
+                row["tiles/s"] = max(speed, row.get("tiles/s", 0.0))
     return rows
 
 

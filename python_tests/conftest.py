@@ -25,3 +25,11 @@ def poisoned_memory():
 def backend(request):
     """One backend after the other; those that this machine cannot run are skipped."""
     return backends.get(request.param)
+
+
+@pytest.fixture(params=["geo", "plain"])
+def reader(request, monkeypatch):
+    """Images are opened with rasterio and without it."""
+    if request.param == "plain":
+        monkeypatch.setattr("tinyops.inference.source.find_spec", lambda name: None)
+    return request.param

@@ -86,3 +86,24 @@ def whole(path, **options):
     pixels = source.read((0, 0, source.width, source.height))
     source.close()
     return pixels
+
+
+def three(grey):
+    return np.repeat(grey[..., None], 3, 2)
+
+
+def assert_windows(path, expected, tolerance=0, **options):
+    source = open_source(path, **options)
+    assert source.name == str(path)
+    assert (source.height, source.width, 3) == expected.shape
+    for x1, y1, x2, y2 in WINDOWS:
+        if expected.shape[0] > expected.shape[1]:
+            x1, y1, x2, y2 = y1, x1, y2, x2
+        pixels = source.read((x1, y1, x2, y2))
+        wanted = expected[y1:y2, x1:x2]
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == wanted.shape
+        assert pixels.flags.c_contiguous
+        assert pixels.flags.writeable
+        assert np.abs(pixels.astype(int) - wanted).max() <= tolerance
+    source.close()

@@ -1,8 +1,13 @@
-"""A detector that is never wrong: it finds squares of pure colours, and says where they are."""
+"""A detector that is never wrong, and images for it: squares of pure colours."""
 
 import numpy as np
 import torch
 from torch import nn
+
+from tinyops.inference.engine import detect_sources
+from tinyops.inference.types import Detection
+
+SMALL = Detection(tile=(64, 48), overlap=16, batch=4)
 
 
 class Seer(nn.Module):
@@ -76,3 +81,34 @@ def truth(squares):
     return sorted(
         (float(x), float(y), float(x + w), float(y + h), c + 1) for x, y, w, h, c in squares
     )
+
+
+class Drawn:
+    """A source in memory; the read of number `breaks` fails."""
+
+    georeference = None
+
+    def __init__(self, image, name="drawn", breaks=None, error=OSError):
+        self.name, self.image, self.breaks, self.error = name, image, breaks, error
+        self.height, self.width = image.shape[:2]
+        self.reads, self.closed = 0, 0
+
+    def read(self, window):
+        assert not self.closed
+        if self.reads == self.breaks:
+            raise self.error(f"{self.name} is broken")
+        self.reads += 1
+        x1, y1, x2, y2 = window
+        return self.image[y1:y2, x1:x2]
+
+    def close(self):
+        self.closed += 1
+
+
+def scene(k, width=150, height=100, count=20):
+    squares = scatter(width, height, count, seed=k)
+    return Drawn(draw(width, height, squares), name=f"scene {k}"), squares
+
+
+def run(sources, how=SMALL, model=None, **options):
+    return list(detect_sources(model or Seer(), sources, how, **options))

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -192,10 +193,12 @@ def test_the_picture_can_be_read(finished):
 
 def test_a_seed_gives_one_scene_and_an_earlier_demo_is_replaced(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load", lambda *_: Oracle())
-    (tmp_path / "notes.txt").write_text("mine")
-    for _ in range(2):
-        assert main(["demo", "--out", str(tmp_path), *WORDS]) == 0
-    for name in ("truth.json", "scene.png", "detections.json", "picture.jpg"):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    names = ("scene.png", "detections.json", "picture.jpg")
+    for name in ("notes.txt", *names):  # as if of another seed
+        (tmp_path / name).write_text("mine")
+    assert main(["demo", "--out", str(tmp_path), *WORDS]) == 0
+    for name in ("truth.json", *names):
         assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -211,9 +214,9 @@ def test_files_of_something_else_are_not_touched(tmp_path, monkeypatch, capsys, 
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_an_interrupted_demo_leaves_no_results_of_an_earlier_one(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_demo_leaves_no_results_of_an_earlier_one(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load", lambda *_: Oracle())
-    assert main(["demo", "--out", str(tmp_path), *WORDS]) == 0
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

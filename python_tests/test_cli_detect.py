@@ -10,6 +10,7 @@ import pytest
 import rasterio
 import torch
 from detect_program import Bright, draw_image, use_quick_model
+from pictures import write_raster
 from PIL import Image
 
 import tinyops
@@ -141,6 +142,26 @@ def test_bad_files_are_one_line_each_and_the_rest_goes_on(images, tmp_path, caps
     assert {Path(name).name for name in boxes_of(tmp_path / "out")} == good
     assert len(list((tmp_path / "out/pictures").iterdir())) == len(good) == 11
     assert captured.out.endswith("; 5 images failed, see failures.csv\n")
+
+
+def test_an_image_in_which_the_model_finds_no_numbers_is_one_line(
+    images, tmp_path, capsys, monkeypatch
+):
+    def broken(self, batch):
+        found = forward(self, batch)
+        if batch[0].shape[2] < 32:
+            found[0]["boxes"] = torch.full((1, 4), float("nan"))
+            found[0]["scores"], found[0]["labels"] = torch.ones(1), torch.ones(1).long()
+        return found
+
+    forward = Bright.forward
+    monkeypatch.setattr(Bright, "forward", broken)
+    draw_image(images / "narrow.png", 1, (20, 30))
+    assert detect(images, "--out", tmp_path / "out") == 1
+    expected = f"{images}/narrow.png: model must give finite boxes, got NaN or infinity"
+    assert capsys.readouterr().err == f"tinyops detect: {expected}\n"
+    assert (tmp_path / "out/failures.csv").read_text().count(expected) == 1
+    assert len(boxes_of(tmp_path / "out")) == 3
 
 
 def test_when_all_images_fail_the_files_are_there_and_empty(images, tmp_path, capsys):
@@ -313,7 +334,7 @@ def test_scales_and_flips_are_all_combined(images, tmp_path, capsys):
     assert f"40x30 px, {tiles} tiles, " in capsys.readouterr().out
 
 
-def test_exif_and_stretch_reach_the_reader(tmp_path):
+def test_exif_stretch_and_bands_reach_the_reader(tmp_path):
     pixels = np.zeros((30, 40), np.uint16)
     pixels[10, 20] = 900
     Image.fromarray(pixels).save(tmp_path / "deep.png")
@@ -321,6 +342,12 @@ def test_exif_and_stretch_reach_the_reader(tmp_path):
     assert not any(boxes_of(tmp_path / "a").values())
     assert detect(tmp_path / "deep.png", "--out", tmp_path / "b", "--stretch", "0", "900") == 0
     assert boxes_of(tmp_path / "b") == {str(tmp_path / "deep.png"): [[19.0, 9.0, 3.0, 3.0]]}
+    values = np.zeros((5, 30, 40), np.uint8)
+    values[3, 5, 6] = 255
+    write_raster(tmp_path / "bands.tif", values, photometric="MINISBLACK")
+    words = [tmp_path / "bands.tif", "--no-picture", "--bands", "4", "1", "5"]
+    assert detect(*words, "--out", tmp_path / "e") == 0
+    assert boxes_of(tmp_path / "e") == {str(tmp_path / "bands.tif"): [[5.0, 4.0, 3.0, 3.0]]}
     draw_image(tmp_path / "turned.png", 3)
     image = Image.open(tmp_path / "turned.png")
     exif = image.getexif()
@@ -376,6 +403,8 @@ def test_geojson_has_a_file_for_each_system_of_coordinates(images, tmp_path):
         ),
         (["--min-score", "2"], "min_score must be in [0, 1], got 2.0"),
         (["--stretch", "5", "5"], "stretch must be (low, high) with low < high, got (5.0, 5.0)"),
+        (["--bands", "1", "2"], "bands must be one or three numbers from 1, got (1, 2)"),
+        (["--bands", "0"], "bands must be one or three numbers from 1, got (0,)"),
         (["--insets", "-1"], "insets must be at least 0, got -1"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:<k>, got 'gpu'"),
         (["--heat"], "heat must be off for a model without attention (SSPNet has it)"),

@@ -16,46 +16,17 @@ from tinyops.data.tiles import tile_windows
 from tinyops.inference.types import Detection, Result
 from tinyops.ops import stitch_tiles
 
-SQUARES = {  # image -> x y width height channel
-    0: [(5, 5, 6, 6, 0), (58, 20, 9, 9, 0), (90, 60, 5, 5, 1)],
-    1: [],
-    2: [(30, 30, 4, 4, 1)],
-}
-SIZES = {0: (100, 70), 1: (64, 64), 2: (40, 50)}  # width, height
-
-
-def picture(k):
-    return draw(*SIZES[k], SQUARES[k])
+SQUARES = [(5, 5, 6, 6, 0), (58, 20, 9, 9, 0), (90, 60, 5, 5, 1)]  # x y width height channel
+IMAGE = draw(100, 70, SQUARES)
 
 
 def floats(image):
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
-@pytest.mark.parametrize("tile", [(64, 48), None])
-def test_tiles_find_what_whole_images_show(tile):
-    model = Seer().train()
-    found = detect(model, [floats(picture(k)) for k in SIZES], tile=tile, overlap=16, batch=3)
-    assert model.training
-    for k, detections in enumerate(found):
-        squares = sorted(SQUARES[k], key=lambda s: -s[2] * s[3])
-        assert detections["boxes"].tolist() == [[x, y, x + w, y + h] for x, y, w, h, _ in squares]
-        assert detections["labels"].tolist() == [s[4] + 1 for s in squares]
-        assert detections["scores"].diff().le(0).all()
-
-
-def test_batches_hold_tiles_of_several_images():
-    model = Seer()
-    detect(model, [picture(k) for k in SIZES], tile=(64, 48), overlap=16, batch=3)
-    # 100x70 has 2 x 2 tiles, 64x64 has 2, and 40x50 has 2, as wide as it is.
-    assert [len(batch) for batch in model.batches] == [3, 3, 2]
-    assert model.batches[2] == [(48, 40), (48, 40)]
-    assert detect(model, []) == []
-
-
 def test_images_come_from_files_and_from_memory(tmp_path):
-    image = picture(0)
-    path = tmp_path / "image.png"
+    assert detect(Seer(), []) == []
+    image, path = IMAGE, tmp_path / "image.png"
     Image.fromarray(image).save(path)
     images = {
         "path": path,
@@ -69,11 +40,11 @@ def test_images_come_from_files_and_from_memory(tmp_path):
     for name, value in images.items():
         result = detect(Seer(), value)
         assert isinstance(result, Result), name
-        assert rows(result) == truth(SQUARES[0]), name
+        assert rows(result) == truth(SQUARES), name
         assert (result.width, result.height) == (100, 70), name
     results = detect(Seer(), tuple(images.values()), tile=(64, 48), overlap=16)
     assert [result.name for result in results[:4]] == [str(path), str(path), "image 2", "image 3"]
-    assert all(rows(result) == truth(SQUARES[0]) for result in results)
+    assert all(rows(result) == truth(SQUARES) for result in results)
 
 
 def recorder(seen):
@@ -122,22 +93,22 @@ def test_options_are_the_settings_of_detection():
     assert rows(joined) == [(5, 10, 185, 18, 1)]
     assert joined.categories == ("bar",)
     assert len(detect(Seer(), bar, min_score=1.0)["boxes"]) == 1
-    assert len(detect(Seer(), picture(0), min_score=0.05)["boxes"]) == 1
+    assert len(detect(Seer(), IMAGE, min_score=0.05)["boxes"]) == 1
 
 
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        (picture(0), {"scales": ()}, "views"),
-        (picture(0), {"scales": (1, 1)}, "views"),
-        (picture(0), {"scales": (0,)}, "scales"),
-        (picture(0), {"flips": ("up",)}, "flips"),
-        (picture(0), {"overlap": 512}, "overlap"),
+        (IMAGE, {"scales": ()}, "views"),
+        (IMAGE, {"scales": (1, 1)}, "views"),
+        (IMAGE, {"scales": (0,)}, "scales"),
+        (IMAGE, {"flips": ("up",)}, "flips"),
+        (IMAGE, {"overlap": 512}, "overlap"),
         (None, {}, "images"),
         (torch.zeros(1, 3, 8, 8), {}, "image 0"),
         (torch.zeros(1, 8, 8), {}, "image 0"),
         (torch.zeros(3, 0, 8), {}, "image 0"),
-        ([picture(0), torch.zeros(3, 8)], {}, "image 1"),
+        ([IMAGE, torch.zeros(3, 8)], {}, "image 1"),
     ],
 )
 def test_wrong_arguments_are_named(images, options, message):
@@ -194,6 +165,21 @@ def test_torchvisions_detector_gets_tiles_and_stitching(foreign):
     assert torch.equal(result["scores"], scores[keep])
     assert torch.equal(result["labels"], labels[keep])
     assert len(result.removed) == len(boxes) - len(keep)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_fpn_resnet_nano", "retinanet_fpn_resnet_nano"])
+def test_what_is_found_in_an_image_does_not_depend_on_the_others(name):
+    torch.manual_seed(0)
+    few = {"score_threshold": 0.0, "max_per_image": 10}
+    model = tinyops.models.create(name, num_classes=1, neck_channels=16, **few)
+    image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    images = [image[:40, :40], image, image[:50, :25], image[:40, 60:]]
+    options = {"tile": (64, 64), "overlap": 16, "batch": 3}
+    for k, result in enumerate(detect(model, images, **options)):
+        alone = detect(model, images[k], **options)
+        assert len(alone["boxes"]) > 5
+        for key, values in alone.items():
+            torch.testing.assert_close(result[key], values, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_fpn_resnet_nano", "retinanet_fpn_resnet_nano"])

@@ -167,6 +167,13 @@ def test_windows_show_the_cluster_and_other_places_and_do_not_overlap():
     assert all(x1 >= 0 and y1 >= 0 and x2 <= 1000 and y2 <= 1000 for x1, y1, x2, y2 in windows)
 
 
+def test_no_object_is_shown_twice():
+    boxes = np.array([(x, 500, x + 6, 506) for x in range(300, 700, 25)], float)
+    windows = choose_windows(boxes, np.zeros(16, int), (1000, 1000), (64, 64), 16)
+    assert 3 < len(windows) < 8
+    assert all(b[0] - a[0] >= 64 for a, b in itertools.pairwise(sorted(windows)))
+
+
 def test_a_place_is_shown_once():
     boxes = np.array([(500 + k, 500, 506 + k, 506) for k in range(30)], float)
     assert len(choose_windows(boxes, np.arange(30) % 2, (1000, 1000), (64, 64), 6)) == 1

@@ -8,50 +8,23 @@ import pytest
 import rasterio
 import torch
 from pictures import (
-    WINDOWS,
+    assert_windows,
     colours,
-    deep,
     encoded,
     picture,
     png_chunk,
     png_header,
+    three,
     whole,
     write_raster,
 )
 from PIL import Image, ImageOps
-from rasterio.enums import ColorInterp as Meaning
 
 from tinyops.data.coco import CocoImage
 from tinyops.data.dataset import decode
 from tinyops.inference import source as source_module
 from tinyops.inference.decoded import DecodedSource
-from tinyops.inference.raster import RasterSource
 from tinyops.inference.source import open_source
-
-
-@pytest.fixture(params=["geo", "plain"])
-def reader(request, monkeypatch):
-    """With rasterio and without it."""
-    if request.param == "plain":
-        monkeypatch.setattr(source_module, "find_spec", lambda name: None)
-    return request.param
-
-
-def assert_windows(path, expected, tolerance=0, **options):
-    source = open_source(path, **options)
-    assert source.name == str(path)
-    assert (source.height, source.width, 3) == expected.shape
-    for x1, y1, x2, y2 in WINDOWS:
-        if expected.shape[0] > expected.shape[1]:
-            x1, y1, x2, y2 = y1, x1, y2, x2
-        pixels = source.read((x1, y1, x2, y2))
-        wanted = expected[y1:y2, x1:x2]
-        assert pixels.dtype == np.uint8
-        assert pixels.shape == wanted.shape
-        assert pixels.flags.c_contiguous
-        assert pixels.flags.writeable
-        assert np.abs(pixels.astype(int) - wanted).max() <= tolerance
-    source.close()
 
 
 def coco(path):
@@ -74,17 +47,44 @@ def bytes_of(image):
     return np.asarray(image.convert("RGB"))
 
 
-LOSSLESS = [
-    *(("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
-    *(("TIFF", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB")),
-    *(("BMP", mode) for mode in ("1", "L", "P", "RGB", "RGBA")),
-    *(("GIF", mode) for mode in ("1", "L", "P")),
-    *(("PPM", mode) for mode in ("1", "L", "RGB")),
-    *(("TGA", mode) for mode in ("L", "P", "RGB", "RGBA")),
+MODES = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "GIF": ("1", "L", "P"),
+    "PPM": ("1", "L", "RGB"),
+    "TGA": ("L", "P", "RGB", "RGBA"),
+}
+
+
+def read_by(cases):
+    """The cases with their readers: rasterio reads TIFF alone."""
+    readers = {"TIFF": ("geo", "plain")}
+    return [(*case, reader) for case in cases for reader in readers.get(case[0], ("geo",))]
+
+
+WITH_OPTIONS = [
+    ("JPEG", "L", {}),
+    ("JPEG", "RGB", {}),
+    ("JPEG", "RGB", {"progressive": True}),
+    ("JPEG", "CMYK", {}),
+    ("PNG", "P", {"transparency": b"\0\x80"}),
+    ("PNG", "P", {"transparency": 3}),
+    ("PNG", "L", {"transparency": 3}),
+    ("PNG", "RGB", {"transparency": (1, 2, 3)}),
+    ("GIF", "P", {"transparency": 3}),
+    ("WEBP", "RGB", {"lossless": True}),
+    ("WEBP", "RGBA", {}),
+    ("TIFF", "YCbCr", {}),
+    ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+    ("TIFF", "RGBA", {"compression": "tiff_adobe_deflate"}),
+    ("TIFF", "L", {"compression": "packbits"}),
+    ("TIFF", "1", {"compression": "group4"}),
 ]
+LOSSLESS = [(kind, mode) for kind, modes in MODES.items() for mode in modes]
 
 
-@pytest.mark.parametrize(("kind", "mode"), LOSSLESS)
+@pytest.mark.parametrize(("kind", "mode", "reader"), read_by(LOSSLESS), indirect=["reader"])
 def test_files_of_8_bits_give_the_pixels_that_were_written(kind, mode, tmp_path, reader):
     if mode == "LAB":
         image = Image.frombytes("LAB", (48, 36), colours().tobytes())
@@ -96,25 +96,7 @@ def test_files_of_8_bits_give_the_pixels_that_were_written(kind, mode, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode", "options"),
-    [
-        ("JPEG", "L", {}),
-        ("JPEG", "RGB", {}),
-        ("JPEG", "RGB", {"progressive": True}),
-        ("JPEG", "CMYK", {}),
-        ("PNG", "P", {"transparency": b"\0\x80"}),
-        ("PNG", "P", {"transparency": 3}),
-        ("PNG", "L", {"transparency": 3}),
-        ("PNG", "RGB", {"transparency": (1, 2, 3)}),
-        ("GIF", "P", {"transparency": 3}),
-        ("WEBP", "RGB", {"lossless": True}),
-        ("WEBP", "RGBA", {}),
-        ("TIFF", "YCbCr", {}),
-        ("TIFF", "RGB", {"compression": "tiff_lzw"}),
-        ("TIFF", "RGBA", {"compression": "tiff_adobe_deflate"}),
-        ("TIFF", "L", {"compression": "packbits"}),
-        ("TIFF", "1", {"compression": "group4"}),
-    ],
+    ("kind", "mode", "options", "reader"), read_by(WITH_OPTIONS), indirect=["reader"]
 )
 @pytest.mark.filterwarnings("error")
 def test_files_of_8_bits_give_the_pixels_that_training_sees(kind, mode, options, tmp_path, reader):
@@ -152,134 +134,6 @@ def test_the_first_of_several_pictures_is_read(tmp_path, reader):
         first = first.convert("P").convert("RGB")
         first.save(path, kind, save_all=True, append_images=[second], **options)
         assert_windows(path, np.asarray(first), tolerance=0 if kind != "GIF" else 1)
-
-
-# 16 bits and floats
-
-
-def three(grey):
-    return np.repeat(grey[..., None], 3, 2)
-
-
-def test_of_16_bits_the_highest_8_are_taken(tmp_path, reader):
-    high = (deep() >> 8).astype(np.uint8)
-    for kind in ("PNG", "TIFF"):
-        path = tmp_path / f"a.{kind}"
-        picture("I;16").save(path, kind)
-        assert_windows(path, three(high))
-    colour = np.stack([deep(seed=seed) for seed in range(3)])
-    png = write_raster(tmp_path / "rgb.png", colour, "PNG")
-    tiff = write_raster(tmp_path / "rgb.tif", colour, photometric="RGB", interleave="pixel")
-    for path in (png, tiff):
-        assert_windows(path, (colour >> 8).astype(np.uint8).transpose(1, 2, 0))
-
-
-def test_depth_that_the_file_states_is_used(tmp_path, reader):
-    path = write_raster(tmp_path / "a.tif", deep(bits=12), nbits=12)
-    assert_windows(path, three((deep(bits=12) >> 4).astype(np.uint8)))
-
-
-def test_stretch_maps_linearly_and_clips(tmp_path, reader):
-    values = np.zeros((36, 48), np.uint16)
-    values[0, :5] = 99, 100, 200, 300, 301
-    for path in (tmp_path / "a.png", tmp_path / "a.tif"):
-        Image.fromarray(values).save(path)
-        pixels = whole(path, stretch=(100, 300))
-        assert pixels[0, :5].tolist() == [[0] * 3, [0] * 3, [128] * 3, [255] * 3, [255] * 3]
-
-
-def test_floats_are_in_0_to_1_and_nan_is_black(tmp_path, reader):
-    values = np.zeros((36, 48), np.float32)
-    values[0, :4] = 0, 0.5, 1, np.nan
-    path = tmp_path / "a.tif"
-    Image.fromarray(values).save(path)
-    assert whole(path)[0, :4, 0].tolist() == [0, 128, 255, 0]
-    Image.fromarray(np.full((36, 48), np.nan, np.float32)).save(path)
-    assert not whole(path).any()
-    values[0, 2] = 1.5
-    Image.fromarray(values).save(path)
-    with pytest.raises(ValueError, match=r"a\.tif has float32 values from 0\.0 to 1\.5.*stretch"):
-        whole(path)
-    assert whole(path, stretch=(0, 1.5))[0, :4, 0].tolist() == [0, 85, 255, 0]
-
-
-def test_values_beyond_16_bits_need_a_stretch(tmp_path, reader):
-    values = np.zeros((36, 48), np.int32)
-    values[0, :3] = 0, 70_000, -1
-    path = tmp_path / "a.tif"
-    Image.fromarray(values).save(path)
-    with pytest.raises(ValueError, match=r"values from -1 to 70000, expected 0\.\.65535.*stretch"):
-        whole(path)
-    assert whole(path, stretch=(0, 140_000))[0, :3, 0].tolist() == [0, 128, 0]
-
-
-def test_nodata_is_black(tmp_path):
-    values = np.full((36, 48), 0.5, np.float32)
-    values[3, 4] = -9999
-    pixels = whole(write_raster(tmp_path / "a.tif", values, nodata=-9999))
-    assert pixels[3, 4].tolist() == [0, 0, 0]
-    assert (np.delete(pixels.reshape(-1, 3), 3 * 48 + 4, 0) == 128).all()
-
-
-@pytest.mark.parametrize("stretch", [(3, 3), (4, 3), (float("nan"), 3), (0, float("inf"))])
-def test_stretch_must_rise(tmp_path, stretch):
-    picture("I;16").save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="stretch must be"):
-        open_source(tmp_path / "a.png", stretch=stretch)
-
-
-def test_stretch_is_refused_for_8_bits(tmp_path, reader):
-    for path in (tmp_path / "a.png", tmp_path / "a.tif"):
-        picture("RGB").save(path)
-        with pytest.raises(ValueError, match="stretch must be None for"):
-            open_source(path, stretch=(0, 10))
-
-
-# Bands
-
-
-def test_bands_are_chosen_by_number(tmp_path):
-    values = np.random.default_rng(0).integers(0, 256, (5, 36, 48), np.uint8)
-    path = write_raster(tmp_path / "a.tif", values, photometric="MINISBLACK")
-    with pytest.raises(ValueError, match=r"a\.tif has 5 bands.*choose by bands"):
-        open_source(path)
-    assert_windows(path, values[[3, 0, 4]].transpose(1, 2, 0), bands=(4, 1, 5))
-    assert_windows(path, three(values[1]), bands=(2,))
-    for bands in ((0, 1, 2), (1, 2, 6), (1, 2), ()):
-        with pytest.raises(ValueError, match=r"bands must be one or three of 1\.\.5"):
-            open_source(path, bands=bands)
-    picture("RGB").save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="bands must be None"):
-        open_source(tmp_path / "a.png", bands=(1, 2, 3))
-
-
-def test_three_bands_without_names_are_red_green_blue(tmp_path):
-    values = np.random.default_rng(0).random((3, 36, 48)).astype(np.float32)
-    path = write_raster(tmp_path / "a.tif", values)
-    assert_windows(path, (values * 255).round().astype(np.uint8).transpose(1, 2, 0))
-
-
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_bands_called_red_green_blue_are_found_anywhere(tmp_path):
-    values = np.random.default_rng(0).integers(0, 256, (4, 36, 48), np.uint8)
-    path = write_raster(tmp_path / "a.tif", values, photometric="MINISBLACK")
-    with rasterio.open(path, "r+") as file:
-        file.colorinterp = [Meaning.blue, Meaning.green, Meaning.red, Meaning.undefined]
-    assert_windows(path, values[[2, 1, 0]].transpose(1, 2, 0))
-
-
-def test_kinds_that_only_rasterio_reads_say_what_to_install(tmp_path, monkeypatch):
-    path = write_raster(tmp_path / "a.tif", np.zeros((5, 36, 48), np.uint8))
-    monkeypatch.setattr(source_module, "find_spec", lambda name: None)
-    with pytest.raises(OSError, match=r"a\.tif.*tinyops\[geo\]"):
-        open_source(path)
-
-
-def test_jpeg_2000_is_read_with_and_without_rasterio(tmp_path, reader):
-    path = tmp_path / "a.jp2"
-    picture("RGB").save(path, irreversible=False)
-    assert_windows(path, colours())
-    assert isinstance(open_source(path), RasterSource if reader == "geo" else DecodedSource)
 
 
 # Orientation

@@ -46,6 +46,13 @@ def test_results_are_those_of_coco(data):
     assert results[0]["score"] == pytest.approx(0.081)
 
 
+def test_batches_hold_tiles_of_one_size(data):
+    model = Seer()
+    detect_tiles(model, CocoTiles(data, tile=(64, 48), overlap=16), batch=4)
+    # 100x70 has 2 x 2 tiles, 64x64 has 2, and 40x50 has 2, as wide as it is.
+    assert model.batches == [[(48, 64)] * 4, [(48, 64)] * 2, [(48, 40)] * 2]
+
+
 def test_perfect_detections_have_perfect_precision(data):
     metrics = evaluate(Seer(), CocoTiles(data, tile=(64, 48), overlap=16))
     assert list(metrics)[:3] == ["ap25_all", "ap50_all", "ap75_all"]

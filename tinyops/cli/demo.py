@@ -103,8 +103,7 @@ def run(demo: Demo) -> int:
     _refuse_others(demo.out)
     seconds: dict[str, float] = {}
     device = choose_device(demo.device)
-    batch = 1 if device.type == "cpu" else 8  # a CPU keeps one tile in its caches
-    how = Detection(overlap=60, batch=batch, amp=demo.amp)
+    how = Detection(overlap=60, amp=demo.amp)
     with Progress(console=Console(stderr=True)) as progress:
         with _stage("load the model", seconds, progress):
             model = _model(demo.model, device)

@@ -78,8 +78,8 @@ class Detect:
     """Width and height in pixels of the tiles that the model sees; 640x512 will do, too."""
     overlap: int = 100
     """Pixels that neighbouring tiles share; more than the largest object."""
-    batch: int = 8
-    """Tiles that the model sees at once."""
+    batch: int | None = None
+    """Tiles that the model sees at once; None: 8, and 1 on a CPU, where that is fastest."""
     scales: tuple[float, ...] = (1.0,)
     """Images are also looked at enlarged by these factors."""
     flips: tuple[Flip, ...] = ("none",)
@@ -95,7 +95,9 @@ class Detect:
     exif: bool = True
     """Turn photos as their camera was held."""
     stretch: tuple[float, float] | None = None
-    """Values that become black and white, of images with more than 8 bits."""
+    """Values that become black and white. Images of 8 bits stay as they are."""
+    bands: tuple[int, ...] | None = None
+    """Numbers from 1 of the red, green and blue band, or of a grey one, of TIFF and JPEG 2000."""
 
     format: tuple[Format, ...] = ("coco",)
     """coco: detections.json. csv: detections.csv. geojson: detections.geojson."""
@@ -114,6 +116,8 @@ class Detect:
         """Raise ValueError for a value out of range."""
         check(self.how)
         checked_stretch(self.stretch)
+        if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
+            raise ValueError(f"bands must be one or three numbers from 1, got {self.bands}")
         if not self.images:
             raise ValueError("images must be files, folders or patterns, got none")
         if not self.format:
@@ -177,7 +181,7 @@ def run(settings: Detect) -> int:
     try:
         images = _images(settings)
         wanted = choose_device(settings.device)
-        model = load(settings.model)
+        model = load(settings.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.heat and not has_attention(model):
             raise ValueError("heat must be off for a model without attention (SSPNet has it)")
         facts = _facts(settings, model)
@@ -262,7 +266,9 @@ def _detect(
 ) -> Outcome:
     """Detect, with a bar and a line for each image."""
     how = settings.how
-    open_image = functools.partial(open_source, exif=settings.exif, stretch=settings.stretch)
+    open_image = functools.partial(
+        open_source, exif=settings.exif, stretch=settings.stretch, bands=settings.bands
+    )
     left = max((len(images) - len(index.places)) / world_size(), 1)  # for this process
     console = Console(stderr=True)
     bar = Progress(
@@ -315,7 +321,7 @@ def _detect(
             ),
             open_image,
             count_tiles,
-            group=4 * settings.batch,
+            group=4 * (settings.batch or 8),
             draw=draw if settings.picture else None,
             on_open=on_open,
             on_result=lambda result: print(_line(result), flush=True),

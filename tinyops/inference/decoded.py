@@ -1,13 +1,15 @@
 """Files that Pillow decodes whole."""
 
 import os
+import re
 import struct
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tinyops.data.pillow import MODES, any_size, rgb_pixels
 from tinyops.data.tiles import Window
@@ -15,6 +17,7 @@ from tinyops.inference.pixels import FileSource, Stretch, naming, quiet, to_byte
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # modes of more than 8 bits
 _DRAWINGS = ("EPS", "WMF")  # Pillow would start another program to draw them
+_SILENT = ("AVIF", "JPEG2000")  # of colours of more than 8 bits, Pillow keeps to itself how many
 _ORIENTATION = 0x0112
 
 
@@ -31,10 +34,10 @@ class DecodedSource(FileSource):
                     f"{path} must hold pixels of mode {', '.join(MODES + _DEEP)}, "
                     f"got {image.format} of mode {image.mode}"
                 )
-            if stretch is not None and image.mode in MODES:
+            if stretch is not None and image.mode in MODES and _is_cut(image):
                 raise ValueError(
-                    f"stretch must be None for {path}, which Pillow reads as 8-bit {image.mode}, "
-                    f"got {stretch}"
+                    f"stretch must be None for {path}, of which Pillow reads 8 bits of those that "
+                    f"the {image.format} has or may have, got {stretch}"
                 )
             if image.format == "TIFF":  # here Pillow applies it, wanted or not
                 undo = {6: 8, 8: 6}.get(orientation, orientation)
@@ -67,6 +70,18 @@ class DecodedSource(FileSource):
             return rgb_pixels(crop)
         grey = to_bytes(np.asarray(crop), self._bits, self._stretch, self.name)
         return np.broadcast_to(grey[..., None], (*grey.shape, 3))
+
+
+def _is_cut(image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow's 8 bits are of more in the file, or may be, if it does not tell."""
+    if image.format in _SILENT:
+        return True
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(258, (1,))) > 8
+    how = image.tile[0] if image.tile else None
+    if image.format == "PPM":
+        return how is not None and isinstance(how.args, tuple) and how.args[1] > 255
+    return re.search("SGI16|;16[BLN]", str(how)) is not None
 
 
 def _orientation(path: Path, image: Image.Image) -> int:

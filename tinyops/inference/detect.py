@@ -25,7 +25,7 @@ def detect(
     *,
     tile: tuple[int, int] | None = (640, 512),
     overlap: int | tuple[int, int] = 100,
-    batch: int = 8,
+    batch: int | None = None,
     scales: Sequence[float] = (1.0,),
     flips: Sequence[Flip] = ("none",),
     min_score: float = 0.0,
@@ -47,7 +47,8 @@ def detect(
         tile: width and height in pixels that the model sees; None: whole images.
         overlap: pixels that neighbouring tiles share, of what the model sees, the same both ways
             or (horizontal, vertical); more than the largest object.
-        batch: tiles that the model sees at once, of several images if need be.
+        batch: tiles of one size that the model sees at once, of several images if need be; None: 8,
+            and 1 on a CPU, where that is fastest.
         scales: by which images are enlarged. With several, the model looks at them in all scales,
             each in all `flips`, and the views are merged like neighbouring tiles.
         flips: of "none", "horizontal", "vertical", "both".

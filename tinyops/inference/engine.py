@@ -36,9 +36,11 @@ def detect_sources(
 ) -> Iterator[Result]:
     """Detect in images of any size, which are read by windows: no image is ever whole in float.
 
-    Tiles of all images form one row, from which the batches are taken. What is held are the bytes
-    of the tiles of a batch, their floats, and detections; on CUDA a thread reads ahead by the bytes
-    of two batches. A tile of a view that shrinks is float for a moment before it is shrunk.
+    A batch holds tiles that the model sees in one size, of any images: detectors pad the smaller
+    ones of a batch, and what is found would depend on that. Tiles wait until there is a batch of
+    their size, or there are two batches of all sizes. What is held are the bytes of these, the
+    floats of one batch, and detections; on CUDA a thread reads ahead by the bytes of two more. A
+    tile of a view that shrinks is float for a moment before it is shrunk.
 
     Args:
         model: torchvision's contract: `model(images)` with a list of [3, h, w] floats in 0..1 gives
@@ -50,8 +52,9 @@ def detect_sources(
         how: the settings.
         device: where the model is; None: that of its first parameter, and the CPU if it has none.
         categories: names of the labels 1, 2, ...; None: `model.categories`, if there are any.
-        on_error: called with a source whose reading raises OSError or ValueError, and the error.
-            The source has no result, and the others go on. None: the error is raised.
+        on_error: called with a source whose reading raises OSError or ValueError, or in which the
+            model finds what is not finite, and the error. The source has no result, and the others
+            go on. None: the error is raised.
         progress: called with the number of tiles of each batch that the model has seen;
             `len(plan_tiles(...))` is how many an image has.
 
@@ -61,7 +64,8 @@ def detect_sources(
         batches in the network, and stitching. On CUDA, reading runs beside the network.
 
     Raises:
-        ValueError: a setting is out of range, or the model gives something else; then as `read`.
+        ValueError: a setting is out of range, or the model gives something else, or, naming the
+            source, boxes or scores that are not finite; then as `read`.
         OSError: as `Source.read` does.
     """
     check(how)
@@ -84,7 +88,7 @@ def check(how: Detection) -> None:
                 f"overlap must be one or two numbers from 0 to less than tile, {how.tile}, "
                 f"got {how.overlap}"
             )
-    if how.batch < 1:
+    if how.batch is not None and how.batch < 1:
         raise ValueError(f"batch must be at least 1, got {how.batch}")
     if any(not 0 < view.scale < math.inf for view in how.views):
         raise ValueError(f"scales must be positive, got {[view.scale for view in how.views]}")
@@ -190,7 +194,7 @@ class _Image:
 
     source: Source
     tiles: list[Tile] = field(default_factory=list)
-    found: list[Detections] = field(default_factory=list)  # of the first tiles
+    found: dict[int, Detections] = field(default_factory=dict)  # by number of the tile
     seconds: dict[str, float] = field(
         default_factory=lambda: {"read": 0.0, "network": 0.0, "stitch": 0.0}
     )
@@ -201,6 +205,7 @@ class _Piece:
     """The pixels of a tile, or the error in reading the image."""
 
     image: _Image
+    number: int = 0  # of the tile
     tile: Tile | None = None
     pixels: Tensor | None = None  # [h, w, 3]
     seconds: float = 0.0
@@ -217,35 +222,51 @@ def _results(
     progress: Callable[[int], None] | None,
 ) -> Iterator[Result]:
     cuda = device.type == "cuda"
+    count = how.batch or (1 if device.type == "cpu" else 8)  # a CPU keeps one tile in its caches
     pieces = _pieces(sources, how, pin=cuda)
     if cuda:
-        pieces = _ahead(pieces, 2 * how.batch)
+        pieces = _ahead(pieces, 2 * count)
     images: deque[_Image] = deque()
-    batch: list[_Piece] = []
+    waiting: dict[tuple[int, int], list[_Piece]] = {}  # by size; the oldest piece is of the first
 
-    def finished() -> Iterator[Result]:
+    def seen(size: tuple[int, int]) -> Iterator[Result]:
+        batch = waiting.pop(size)
         _see(model, batch, how, device)
         if progress is not None:
             progress(len(batch))
-        batch.clear()
         while images and len(images[0].found) == len(images[0].tiles):
-            yield _finish(images.popleft(), how, categories)
+            image = images.popleft()
+            try:
+                result = _finish(image, how, categories)
+            except ValueError as error:
+                if on_error is None:
+                    raise
+                on_error(image.source, error)
+            else:
+                yield result
 
     with closing(pieces):
         for piece in pieces:
             if not images or images[-1] is not piece.image:
                 images.append(piece.image)
             if piece.error is None:
-                batch.append(piece)
+                assert piece.tile is not None
+                size = piece.tile.size
+                waiting.setdefault(size, []).append(piece)
+                if len(waiting[size]) == count:
+                    yield from seen(size)
+                elif sum(map(len, waiting.values())) == 2 * count:
+                    yield from seen(next(iter(waiting)))
             elif on_error is None:
                 raise piece.error
             else:
                 on_error(images.pop().source, piece.error)
-                batch[:] = [other for other in batch if other.image is not piece.image]
-            if len(batch) == how.batch:
-                yield from finished()
-    if batch:
-        yield from finished()
+                for size, batch in list(waiting.items()):
+                    batch[:] = [other for other in batch if other.image is not piece.image]
+                    if not batch:
+                        del waiting[size]
+    for size in list(waiting):
+        yield from seen(size)
 
 
 def _pieces(
@@ -255,12 +276,12 @@ def _pieces(
         image = _Image(source)
         try:
             image.tiles = plan_tiles(source.width, source.height, how)
-            for tile in image.tiles:
+            for number, tile in enumerate(image.tiles):
                 start = time.perf_counter()
                 pixels = _read(source, tile)
                 if pin:
                     pixels = pixels.pin_memory()
-                yield _Piece(image, tile, pixels, time.perf_counter() - start)
+                yield _Piece(image, number, tile, pixels, time.perf_counter() - start)
         except (OSError, ValueError) as error:
             yield _Piece(image, error=error)
         finally:
@@ -301,15 +322,19 @@ def _see(model: Model, batch: Sequence[_Piece], how: Detection, device: torch.de
     found = look(model, shown, device=device, amp=how.amp)
     share = (time.perf_counter() - start) / len(batch)
     for piece, detections in zip(batch, found, strict=True):
-        good = ~(detections["scores"] < how.min_score)  # NaN stays: stitching refuses it
-        piece.image.found.append({name: x[good] for name, x in detections.items()})
+        good = ~(detections["scores"] < how.min_score)  # NaN stays, to be refused
+        piece.image.found[piece.number] = {name: x[good] for name, x in detections.items()}
         piece.image.seconds["network"] += share
 
 
 def _finish(image: _Image, how: Detection, categories: tuple[str, ...] | None) -> Result:
     start = time.perf_counter()
     source = image.source
-    detections, removed = stitch(image.found, image.tiles, (source.width, source.height), how)
+    found = [image.found[number] for number in range(len(image.tiles))]
+    for name in ("boxes", "scores"):
+        if not all(x[name].isfinite().all() for x in found):
+            raise ValueError(f"{source.name}: model must give finite {name}, got NaN or infinity")
+    detections, removed = stitch(found, image.tiles, (source.width, source.height), how)
     image.seconds["stitch"] = time.perf_counter() - start
     return Result(
         detections,

@@ -72,7 +72,7 @@ def attention_map(
     )
     tiles = iter(plan_tiles(*size, replace(how, views=(View(),))))
     try:
-        while batch := list(islice(tiles, how.batch)):
+        while batch := list(islice(tiles, how.batch or 1)):
             pixels = [torch.from_numpy(source.read(tile.window)) for tile in batch]
             shown = [tile.show(x) for tile, x in zip(batch, pixels, strict=True)]
             logits.clear()

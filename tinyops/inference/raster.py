@@ -62,8 +62,6 @@ class RasterSource(FileSource):
             self._nodata = file.nodata
         if self._dtype.kind not in "uif" or self._dtype == np.int8:
             raise ValueError(f"{path} must have integers or floats as pixels, got {self._dtype}")
-        if stretch is not None and self._dtype == np.uint8:
-            raise ValueError(f"stretch must be None for the 8-bit pixels of {path}, got {stretch}")
         if max(h * w for h, w in file.block_shapes) > _MAX_BLOCK:
             raise ValueError(
                 f"{path} must have blocks of at most {_MAX_BLOCK} px, got {file.block_shapes[0]}"

@@ -51,7 +51,9 @@ def open_source(
     Args:
         path: of the file.
         exif: apply the orientation.
-        stretch: pixel values (low, high) that become 0 and 255, for pixels of more than 8 bits.
+        stretch: pixel values (low, high) that become 0 and 255. Pixels of 8 bits stay as they are.
+            Colours of more bits that Pillow reads, as in PNG, are refused: it has cut them to 8
+            bits. So are all of AVIF, and of JPEG 2000 without rasterio, which may be such.
         bands: numbers from 1 of the band, or of the red, green and blue ones, to be read by
             rasterio; None: those that the file calls so, else of one to three bands all.
 

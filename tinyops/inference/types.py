@@ -70,7 +70,7 @@ class Detection:
 
     tile: tuple[int, int] | None = (640, 512)
     overlap: int | tuple[int, int] = 100
-    batch: int = 8
+    batch: int | None = None  # 8, and 1 on a CPU
     views: tuple[View, ...] = (View(),)
     min_score: float = 0.0
     iou_threshold: float = 0.5

@@ -44,10 +44,11 @@ class Mark:
 
 
 class Canvas:
-    """Pixels on which lines are drawn around objects, and never over them.
+    """Pixels on which lines are drawn around objects, and not over them.
 
-    Each object keeps all of its pixels, unless the middle of another one lies within it: then a
-    line around the smaller one may cross the larger.
+    An object keeps all of its pixels if it is small, else those of its middle: objects that touch
+    need lines between them. Where the middle of another one lies within an object, a line around
+    the smaller one may cross the larger.
 
     Args:
         pixels: [h, w, 3], drawn on in place.
@@ -58,7 +59,7 @@ class Canvas:
         self.pixels = pixels
         self.height, self.width = pixels.shape[:2]
         middles = np.zeros((self.height + 1, self.width + 1), np.int32)
-        inside = [self._clip(r) for r in objects]
+        inside = [self._clip(_core(r)) for r in objects]
         for x1, y1, x2, y2 in inside:
             row, column = min((y1 + y2) // 2, self.height - 1), min((x1 + x2) // 2, self.width - 1)
             middles[row + 1, column + 1] += 1
@@ -96,7 +97,7 @@ class Canvas:
                     y, x = np.ogrid[part]
                     free &= (x + y) // mark.dash % 2 == 0
                 self.pixels[part][free] = mark.color
-            part = _slices(self._clip(mark.inside))
+            part = _slices(self._clip(_core(mark.inside)))
             self.pixels[part] = base[part]
 
     def _clip(self, rectangle: Rectangle) -> Rectangle:
@@ -114,6 +115,16 @@ class Canvas:
             (x2, y1, x2 + width, y2),
         )
         return [_slices(self._clip(side)) for side in sides]
+
+
+def _core(rectangle: Rectangle) -> Rectangle:
+    """What lines of other objects leave free of an object: all of a small one, else its middle.
+
+    Objects that touch would otherwise have no line between them.
+    """
+    x1, y1, x2, y2 = rectangle
+    across, down = ((b - a) // 4 if b - a > 12 else 0 for a, b in ((x1, x2), (y1, y2)))
+    return x1 + across, y1 + down, x2 - across, y2 - down
 
 
 def _grown(rectangle: Rectangle, by: int) -> Rectangle:

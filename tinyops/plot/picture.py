@@ -101,8 +101,7 @@ def annotate(
         sizes = np.sqrt((found[:, 2:] - found[:, :2]).clip(0).prod(1))
         index = np.searchsorted([band.limit for band in bands], sizes, "left")
     else:
-        groups = OUTCOMES
-        objects = _boxes("truth", truth)
+        groups, objects = OUTCOMES, _boxes("truth", truth)
         hit, seen = match(found, values, objects)
         index = np.concatenate([np.where(hit, 0, 1), np.full((~seen).sum(), 2)])
         found = np.concatenate([found, objects[~seen]])

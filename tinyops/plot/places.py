@@ -48,7 +48,7 @@ def choose_windows(
         near = slice(first[k], last[k])
         inside = _whole(boxes[near], corners[k], size)
         shown[k] = np.bincount(groups[near][inside], minlength=shown.shape[1])
-        if inside.any():  # put those in the middle
+        if inside.sum() > 1:  # put those in the middle
             low, high = boxes[near][inside, :2].min(0), boxes[near][inside, 2:].max(0)
             corners[k] = _corners((low + high) / 2, size, limits)
     chosen: list[Window] = []

@@ -1,12 +1,12 @@
 """Objects of large images, found tile by tile, and how well they were found."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from tinyops.data.dataset import CocoTiles
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
@@ -33,7 +33,7 @@ def detect_tiles(
     Args:
         model: `model(images)` gives boxes, scores and labels in eval mode; its mode stays as it is.
         tiles: all tiles of each image (`keep_empty`), without a transform.
-        batch: tiles.
+        batch: tiles, of one size.
         workers: processes that load.
         device: of the model; None: that of its first parameter.
         amp: "none", "bf16" or "fp16".
@@ -48,16 +48,20 @@ def detect_tiles(
     check(how)
     data = tiles.data
     own = [n for n, (k, _) in enumerate(tiles.tiles) if k % world_size() == rank()]
-    loader = DataLoader(
-        Subset(tiles, own), batch_size=batch, num_workers=workers, collate_fn=_images
-    )
-    found = iter([x for images in loader for x in look(model, images, device=device, amp=how.amp)])
+    shown = {n: Tile(w, (w[2] - w[0], w[3] - w[1])) for n in own for w in [tiles.tiles[n][1]]}
+    batches = _batches(shown, batch)
+    loader = DataLoader(tiles, batch_sampler=batches, num_workers=workers, collate_fn=_images)
+    seen = (x for images in loader for x in look(model, images, device=device, amp=how.amp))
+    found = dict(zip(chain(*batches), seen, strict=True))
     results = []
-    for k, places in groupby((tiles.tiles[n] for n in own), key=lambda place: place[0]):
-        image = data.images[k]
-        shown = [Tile(w, (w[2] - w[0], w[3] - w[1])) for _, w in places]
-        parts = list(islice(found, len(shown)))
-        detections, _ = stitch(parts, shown, (image.width, image.height), how)
+    for k, group in groupby(own, lambda n: tiles.tiles[n][0]):
+        image, numbers = data.images[k], list(group)
+        detections, _ = stitch(
+            [found[n] for n in numbers],
+            [shown[n] for n in numbers],
+            (image.width, image.height),
+            how,
+        )
         corners, labels = detections["boxes"].double(), detections["labels"].tolist()
         boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
         for box, score, label in zip(boxes, detections["scores"].tolist(), labels, strict=True):
@@ -100,6 +104,14 @@ def evaluate(
         )
         table = [{f"ap{round(100 * t)}_{band}": value for (band, t), value in values.items()}]
     return gather(table)[0]
+
+
+def _batches(shown: Mapping[int, Tile], most: int) -> list[list[int]]:
+    """Numbers of tiles, in batches of one size: detectors pad the smaller images of a batch."""
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for n, tile in shown.items():
+        sizes.setdefault(tile.size, []).append(n)
+    return [row[k : k + most] for row in sizes.values() for k in range(0, len(row), most)]
 
 
 def _images(samples: Sequence[tuple[Tensor, Any]]) -> list[Tensor]:
