@@ -95,10 +95,10 @@ def test_a_saved_detector_gives_what_tinyops_detect_gives(images, tmp_path, monk
     torch.manual_seed(0)
     small = {"neck_channels": 8, "score_threshold": 0.0, "max_per_image": 20}
     model = create("retinanet_fpn_resnet_nano", 2, **small).eval()
-    save(model, tmp_path / "model.safetensors", categories=["boat", "person"])
+    save(model.half(), tmp_path / "model.safetensors", categories=["boat", "person"])
     words = ["--model", tmp_path / "model.safetensors", "--min-score", "0", "--no-picture"]
     assert detect(images / "0.png", "--out", tmp_path / "out", *words) == 0
-    result = tinyops.detect(model, images / "0.png", tile=(32, 32), overlap=8, batch=3)
+    result = tinyops.detect(model.float(), images / "0.png", tile=(32, 32), overlap=8, batch=3)
     assert len(result["boxes"]) > 5
     found = torch.tensor(boxes_of(tmp_path / "out")[str(images / "0.png")])
     corners = torch.cat([found[:, :2], found[:, :2] + found[:, 2:]], 1)
@@ -239,6 +239,10 @@ def test_other_settings_do_not_go_on(images, tmp_path, capsys, monkeypatch):
     )
     assert capsys.readouterr().err == expected
     assert final_files(tmp_path / "out") == before
+    with monkeypatch.context() as later:
+        later.setattr(tinyops, "__version__", "9.9")
+        assert detect(*words) == 2
+    assert f"tinyops was {tinyops.__version__} and is 9.9. Give" in capsys.readouterr().err
     monkeypatch.setattr(tinyops.cli.detect, "load", lambda name: Bright().bfloat16())
     assert detect(*words) == 2
     assert re.search(r"settings: model was \w{16} and is \w{16}\. Give", capsys.readouterr().err)

@@ -36,7 +36,7 @@ from tinyops.inference.types import Detection
 from tinyops.inference.views import plan_tiles
 from tinyops.models import load
 from tinyops.plot.page import write_page
-from tinyops.plot.picture import annotate
+from tinyops.plot.picture import annotate, save
 
 # Of the sets 2026 to 2049, which no training of this package draws from, the one whose picture has
 # the most even mix of sizes.
@@ -127,8 +127,7 @@ def run(demo: Demo) -> int:
             measures = measure(truth, found)
         with _stage("pictures", seconds, progress):
             picture = _picture(image, truth, found)
-            with replacing(demo.out / "picture.jpg") as file:
-                picture.save(file, "jpeg", quality=90, subsampling=0)
+            save(picture, demo.out / "picture.jpg")
     measures["seconds"] = seconds
     _write_json(demo.out / "measures.json", measures)
     _write_report(demo, measures, picture)
@@ -244,7 +243,7 @@ def _model(name: str, device: torch.device) -> nn.Module:
     model = load(name, device)
     if model.num_classes != 1:
         raise ValueError(f"{name}: expected a model of one class, got {model.num_classes}")
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _coco(demo: Demo, annotations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from tinyops._files import remove_temporaries, replacing
+import tinyops
+from tinyops._files import remove_temporaries
 from tinyops.cli.device import choose_device
 from tinyops.config import dump_yaml, to_plain
 from tinyops.inference.directory import (
@@ -50,7 +51,6 @@ from tinyops.inference.source import find_images, open_source
 from tinyops.inference.types import Detection, Flip, Result, Source, View
 from tinyops.inference.views import plan_tiles
 from tinyops.models import load
-from tinyops.plot.picture import annotate
 from tinyops.train.processes import gather, process_group, rank, wait_for_all, world_size
 
 Format = Literal["coco", "csv", "geojson"]
@@ -202,7 +202,7 @@ def run(settings: Detect) -> int:
         wait_for_all()
         index = parts.index()
         wait_for_all()  # nobody has written
-        outcome = _detect(settings, images, parts, index, model.to(device), device)
+        outcome = _detect(settings, images, parts, index, model.float().to(device), device)
         outcomes = gather([outcome])
         total = Outcome()
         for each in outcomes:
@@ -229,7 +229,8 @@ def _images(settings: Detect) -> list[Path]:
 def _facts(settings: Detect, model: nn.Module) -> dict[str, Any]:
     """What the results depend on."""
     plain = to_plain(settings)
-    return {k: v for k, v in plain.items() if k not in FREE} | {"model": fingerprint(model)}
+    made = {"model": fingerprint(model), "tinyops": tinyops.__version__}
+    return {k: v for k, v in plain.items() if k not in FREE} | made
 
 
 def _writers(settings: Detect, goes_on: bool) -> dict[str, Any]:
@@ -297,21 +298,16 @@ def _detect(
         source = open_image(image)
         try:
             heat = attention_map(model, source, how, device=device) if settings.heat else None
-            picture = annotate(
+            result.plot(
                 source,
-                result["boxes"],
-                result["scores"],
-                result["labels"],
-                categories=result.categories,
+                picture_path(settings.out, image),
+                min_score=0,
+                stitching=settings.show_tiles,
                 insets=settings.insets,
-                tiles=result.tiles if settings.show_tiles else None,
-                removed=result.removed if settings.show_tiles else None,
                 heat=heat,
             )
         finally:
             source.close()
-        with replacing(picture_path(settings.out, image)) as temporary:
-            picture.save(temporary, "JPEG", quality=92, subsampling=0)
 
     with bar:
         return Directory(
