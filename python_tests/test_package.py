@@ -93,6 +93,7 @@ def test_unknown_command_is_a_usage_error(tmp_path):
 def test_examples_of_the_readme_run(tmp_path):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert examples
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     for example in examples:
         done = python("-c", example, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
