@@ -6,7 +6,7 @@
 # Installs the library twice into a temporary directory, with and without CUDA kernels (then Triton
 # has the GPU), tests both, runs the CUDA kernels under compute-sanitizer, and measures.
 # Leaves at most 8 files in OUT_DIR. Exits with 1 if a step failed; the later ones run all the same.
-# Needs nvcc, torch, torchvision, safetensors, triton, pytest, hypothesis, pybind11, ninja and cmake.
+# Needs nvcc, torch, torchvision, safetensors, pillow, triton, pytest, hypothesis, pybind11, ninja and cmake.
 # PYTHON: which Python.
 # shellcheck disable=SC2317  # step calls the functions by name, in a shell of its own
 set -uo pipefail
@@ -82,7 +82,7 @@ gpu_test_files() { # the others need packages that are no use here
     file=${file##*/}
     ls "$root"/python_tests/test_"${file%.py}"*.py
   done | sort -u
-  echo "$root"/python_tests/test_{registration,models_gpu}.py
+  echo "$root"/python_tests/test_{registration,models_gpu,engine}.py
 }
 
 tests() { # tests 0|1; tests that were all skipped are a failure

@@ -284,7 +284,7 @@ def test_settings_out_of_range_are_refused_before_a_source_is_pulled(setting, va
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("view", [View(), View(2.0, "both")])
-def test_a_gpu_finds_the_same(view):
+def test_cuda_finds_the_same(view):
     pairs = [scene(k) for k in range(4)]
     pairs[1][0].breaks = 2
     how = Detection(tile=(60, 48), overlap=20, batch=4, views=(view,))

@@ -123,12 +123,12 @@ def _chosen(bands: Sequence[int] | None, meaning: list[str], name: str) -> list[
     if {"red", "green", "blue"} <= set(meaning):
         return [meaning.index(colour) + 1 for colour in ("red", "green", "blue")]
     colours = [k for k, colour in enumerate(meaning, 1) if colour != "alpha"]
-    if len(colours) > 3:
+    if len(colours) not in (1, 3):
         raise ValueError(
             f"{name} has {len(meaning)} bands, of which none are called red, green and blue; "
             "choose by bands=(r, g, b)"
         )
-    return colours if len(colours) == 3 else colours[:1]
+    return colours
 
 
 def _palette(file: Any, band: int) -> NDArray[np.uint8] | None:

@@ -55,7 +55,7 @@ def open_source(
             Colours of more bits that Pillow reads, as in PNG, are refused: it has cut them to 8
             bits. So are all of AVIF, and of JPEG 2000 without rasterio, which may be such.
         bands: numbers from 1 of the band, or of the red, green and blue ones, to be read by
-            rasterio; None: those that the file calls so, else of one to three bands all.
+            rasterio; None: those that the file calls so, else all of one band or of three.
 
     Raises:
         OSError: the file is missing, unreadable, cut short or no image.
