@@ -99,8 +99,8 @@ def test_options_are_the_settings_of_detection():
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        (IMAGE, {"scales": ()}, "views"),
-        (IMAGE, {"scales": (1, 1)}, "views"),
+        (IMAGE, {"scales": ()}, "scales and flips"),
+        (IMAGE, {"scales": (1, 1)}, "scales and flips"),
         (IMAGE, {"scales": (0,)}, "scales"),
         (IMAGE, {"flips": ("up",)}, "flips"),
         (IMAGE, {"overlap": 512}, "overlap"),
