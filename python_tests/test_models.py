@@ -30,6 +30,7 @@ BACKBONES = (
     "bh_resnet50",
     "resnet_nano",
     "bh_resnet_nano",
+    "bh_resnet_fine",
 )
 
 
@@ -85,8 +86,9 @@ def test_models_train_and_detect(pair):
 def test_backbones(backbone):
     with torch.device("meta"):  # shapes alone
         model = create(f"faster_rcnn_fpn_{backbone}")
-    assert model.backbone.strides == (4, 8, 16, 32)
-    assert model.neck.strides == (4, 8, 16, 32, 64)
+    first = 2 if backbone == "bh_resnet_fine" else 4
+    assert model.backbone.strides == tuple(first * 2**k for k in range(4))
+    assert model.neck.strides == tuple(first * 2**k for k in range(5))
 
 
 def test_parameters_of_faster_rcnn_resnet50():

