@@ -2,7 +2,7 @@
 
 import torch
 
-from tinyops.inference.types import Result
+from tinyops.inference.result import Result
 
 
 def make_result(boxes, scores=None, labels=None, *, name="a.png", width=640, height=512, **more):

@@ -13,7 +13,8 @@ from squares import Seer, draw, rows, scatter, truth
 import tinyops
 from tinyops import detect
 from tinyops.data.tiles import tile_windows
-from tinyops.inference.types import Detection, Result
+from tinyops.inference.result import Result
+from tinyops.inference.types import Detection
 from tinyops.ops import stitch_tiles
 
 SQUARES = [(5, 5, 6, 6, 0), (58, 20, 9, 9, 0), (90, 60, 5, 5, 1)]  # x y width height channel

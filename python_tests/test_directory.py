@@ -11,7 +11,8 @@ import torch
 
 from tinyops.inference.directory import Directory, fingerprint, picture_path, write_all, write_maps
 from tinyops.inference.parts import Index, OutputError, Parts, image_key
-from tinyops.inference.types import Georeference, Result
+from tinyops.inference.result import Result
+from tinyops.inference.types import Georeference
 
 BOX = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
 

@@ -56,7 +56,6 @@ EVERYTHING = {
     "facts": {"Machine": "2 cores"},
     "precision": {"tiny1": 0.5, "tiny2": 1.0, "tiny3": 0.0, "small": None, "larger": float("nan")},
     "seconds": {"read": 1.0, "network": 6.0, "stitch": 1.0},
-    "curves": {"tiny1": ([0, 0.5, 1], [1, 0.5, 0])},
     "pictures": {"The scene": noise(60, 40)},
     "links": {"detections": "out/beach 1.json"},
 }
@@ -71,14 +70,13 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
         facts={bad: bad},
         precision={bad: 0.5},
         seconds={bad: 1.0},
-        curves={bad: ([0, 1], [1, 0])},
         pictures={bad: noise(8, 8)},
         links={bad: "a<b>&\"'.json"},
     )
     read = Elements(text)
     assert not read.all("script")
     assert read.open == []
-    assert read.text.count(bad) == 10  # title, heading, lead, fact twice, and one each
+    assert read.text.count(bad) == 9  # title, heading, lead, fact twice, and one each
     assert read.all("img")[0]["alt"] == bad
 
 
@@ -117,11 +115,6 @@ def test_no_time_at_all_is_no_error(tmp_path):
     assert "read: 0.00 s (0.0 %)" in written(tmp_path, seconds={"read": 0.0})
 
 
-def test_curves_start_at_no_recall_and_full_precision(tmp_path):
-    (curve,) = Elements(written(tmp_path, curves=EVERYTHING["curves"])).all("polyline")
-    assert curve["points"] == "40.0,10.0 255.0,150.0 470.0,290.0"
-
-
 def test_pictures_are_in_the_page(tmp_path):
     picture = Image.new("RGB", (60, 40), (200, 30, 90))
     (shown,) = Elements(written(tmp_path, pictures={"scene": picture})).all("img")
@@ -152,7 +145,7 @@ def test_links_lead_to_files_beside_the_page(tmp_path):
 
 def test_what_is_not_given_has_no_heading(tmp_path):
     assert Elements(written(tmp_path)).all("h2") == []
-    assert len(Elements(written(tmp_path, **EVERYTHING)).all("h2")) == 5
+    assert len(Elements(written(tmp_path, **EVERYTHING)).all("h2")) == 4
 
 
 @pytest.mark.parametrize(
@@ -160,8 +153,6 @@ def test_what_is_not_given_has_no_heading(tmp_path):
     [
         ("precision", {"precision": {"tiny": 50.0}}),
         ("seconds", {"seconds": {"read": -1.0}}),
-        ("curves", {"curves": {"tiny": ([0, 1], [1])}}),
-        ("curves", {"curves": {"tiny": ([0, 2], [1, 1])}}),
     ],
 )
 def test_wrong_values_are_named_and_the_old_page_stays(tmp_path, argument, options):

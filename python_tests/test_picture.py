@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tinyops.inference.result import Result
 from tinyops.inference.source import ArraySource
-from tinyops.inference.types import Result
 from tinyops.plot import panels, picture, pixels
 from tinyops.plot.ink import rgb
 from tinyops.plot.picture import BANDS, OUTCOMES, annotate

@@ -47,8 +47,9 @@ from tinyops.inference.formats import write_coco, write_csv
 from tinyops.inference.heat import attention_map, has_attention
 from tinyops.inference.parts import Index, OutputError, Parts, writing
 from tinyops.inference.pixels import checked_stretch
+from tinyops.inference.result import Result
 from tinyops.inference.source import find_images, open_source
-from tinyops.inference.types import Detection, Flip, Result, Source, View
+from tinyops.inference.types import Detection, Flip, Source, View
 from tinyops.inference.views import plan_tiles
 from tinyops.models import load
 from tinyops.train.processes import gather, process_group, rank, wait_for_all, world_size

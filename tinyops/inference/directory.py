@@ -22,7 +22,8 @@ from tinyops.inference.parts import (
     image_key,
     writing,
 )
-from tinyops.inference.types import Result, Source
+from tinyops.inference.result import Result
+from tinyops.inference.types import Source
 
 PICTURES, FAILURES = "pictures", "failures.csv"
 

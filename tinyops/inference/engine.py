@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tinyops.inference.types import FLIPS, Detection, Result, Source
+from tinyops.inference.result import Result
+from tinyops.inference.types import FLIPS, Detection, Source
 from tinyops.inference.views import Tile, plan_tiles
 from tinyops.ops import stitch_tiles
 

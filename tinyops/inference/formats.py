@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import torch
 
 from tinyops._files import replacing
-from tinyops.inference.types import Georeference, Result
+from tinyops.inference.types import Found, Georeference
 
 COLUMNS = ("image", "label", "name", "score", "x1", "y1", "x2", "y2")
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -35,7 +35,7 @@ Object = tuple[int, float, list[float]]  # label, score, x1 y1 x2 y2
 
 
 def write_coco(
-    results: Iterable[Result],
+    results: Iterable[Found],
     path: str | os.PathLike[str],
     *,
     categories: Sequence[str] | None = None,
@@ -99,7 +99,7 @@ def write_coco(
 
 
 def write_coco_results(
-    results: Iterable[Result],
+    results: Iterable[Found],
     path: str | os.PathLike[str],
     image_ids: Mapping[str, int],
     category_ids: Sequence[int] | None = None,
@@ -129,7 +129,7 @@ def write_coco_results(
         file.write("\n")
 
 
-def write_csv(results: Iterable[Result], path: str | os.PathLike[str]) -> None:
+def write_csv(results: Iterable[Found], path: str | os.PathLike[str]) -> None:
     """Write a line per object (RFC 4180): image, label, name, score, x1, y1, x2, y2 in pixels.
 
     The name is empty where it is unknown. Images without objects leave no trace.
@@ -143,7 +143,7 @@ def write_csv(results: Iterable[Result], path: str | os.PathLike[str]) -> None:
 
 
 def write_geojson(
-    results: Iterable[Result], path: str | os.PathLike[str], *, pixels: bool = False
+    results: Iterable[Found], path: str | os.PathLike[str], *, pixels: bool = False
 ) -> None:
     """Write a FeatureCollection (RFC 7946): a polygon per object.
 
@@ -166,7 +166,7 @@ def write_geojson(
     first = next(results, None)
     crs = None if first is None or pixels else _crs(first)
 
-    def features(results: Iterable[Result]) -> Iterator[str]:
+    def features(results: Iterable[Found]) -> Iterator[str]:
         for result in results:
             if not pixels and _crs(result) != crs:
                 raise ValueError(
@@ -196,7 +196,7 @@ def write_geojson(
         file.write("}\n")
 
 
-def write_results(results: Iterable[Result], path: str | os.PathLike[str]) -> None:
+def write_results(results: Iterable[Found], path: str | os.PathLike[str]) -> None:
     """`write_coco`, `write_csv` or `write_geojson` for .json, .csv or .geojson.
 
     Raises:
@@ -297,7 +297,7 @@ def _write_list(file: TextIO, items: Iterable[str]) -> None:
     file.write("]")
 
 
-def _objects(result: Result, known: Sequence[Any] | None = None) -> Iterator[Object]:
+def _objects(result: Found, known: Sequence[Any] | None = None) -> Iterator[Object]:
     """The objects, checked and rounded; `known` has an entry for every label, None: any number."""
     boxes, scores, labels = (result[name].detach().cpu() for name in ("boxes", "scores", "labels"))
     if not (boxes.isfinite().all() and scores.isfinite().all()):
@@ -319,17 +319,17 @@ def _bbox(corners: Sequence[float]) -> list[float]:
     return [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)]
 
 
-def _id(image_ids: Mapping[str, int], result: Result) -> int:
+def _id(image_ids: Mapping[str, int], result: Found) -> int:
     if result.name not in image_ids:
         raise ValueError(f"{result.name}: expected an id in image_ids, found none")
     return image_ids[result.name]
 
 
-def _name(result: Result, label: int) -> str | None:
+def _name(result: Found, label: int) -> str | None:
     return None if result.categories is None else result.categories[label - 1]
 
 
-def _crs(result: Result) -> str | None:
+def _crs(result: Found) -> str | None:
     return None if result.georeference is None else result.georeference.crs
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from tinyops._files import read_facts, read_tensors, remove_temporaries, replacing, write_tensors
-from tinyops.inference.types import Georeference, Result
+from tinyops.inference.result import Result
+from tinyops.inference.types import Georeference
 
 _FORMAT = "tinyops-results-1"
 _KEYS = ("boxes", "scores", "labels")

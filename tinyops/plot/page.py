@@ -3,11 +3,10 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
@@ -26,7 +25,6 @@ def write_page(
     facts: Mapping[str, Any] | None = None,
     precision: Mapping[str, float | None] | None = None,
     seconds: Mapping[str, float] | None = None,
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     pictures: Mapping[str, Image.Image] | None = None,
     links: Mapping[str, str] | None = None,
 ) -> None:
@@ -42,7 +40,6 @@ def write_page(
         facts: a table: machine, versions, settings, model.
         precision: AP50 in 0..1 by band of sizes, as bars; None or NaN: no such objects.
         seconds: time of each stage, as one bar.
-        curves: recalls and precisions in 0..1, by band of sizes.
         pictures: captions and pictures, which are stored as JPEG, together in at most
             `MAX_PICTURES` bytes: of lower quality, then smaller, if need be.
         links: names and relative paths of the files that belong to it.
@@ -59,10 +56,6 @@ def write_page(
         "precision": bars,
         "stages": _stages(seconds or {}),
         "total": sum((seconds or {}).values()),
-        "curves": [
-            {"name": name, "color": COLORS[k % len(COLORS)], "points": _points(*curve)}
-            for k, (name, curve) in enumerate((curves or {}).items())
-        ],
         "pictures": [_picture(*item, limit) for item in (pictures or {}).items()],
         "links": links,
     }
@@ -99,14 +92,6 @@ def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
         )
         start += value
     return stages
-
-
-def _points(recalls: Sequence[float], precisions: Sequence[float]) -> str:
-    """Of a polyline in the page's frame: x from 40 to 470 for the recall, y from 290 up to 10."""
-    x, y = np.asarray(recalls, float), np.asarray(precisions, float)
-    if x.shape != y.shape or x.ndim != 1 or not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
-        raise ValueError("curves must have recalls and precisions in 0..1, as many of each")
-    return " ".join(f"{40 + 430 * a:.1f},{290 - 280 * b:.1f}" for a, b in zip(x, y, strict=True))
 
 
 def _picture(caption: str, picture: Image.Image, limit: int) -> dict[str, Any]:
