@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from report import cpu_name
 
-import tinyops
 from tinyops._files import replacing
 from tinyops.data.synth import make_scene
 from tinyops.data.synth_write import write_tinysea
@@ -30,7 +29,7 @@ from tinyops.evaluation.sized_ap import sized_ap
 from tinyops.inference.detect import detect
 from tinyops.models import load, save
 
-HOME = Path(tinyops.__file__).parent / "models" / "embedded"
+HOME = Path(__file__).resolve().parents[1] / "tinyops" / "models" / "embedded"
 TEST = 9001  # seed of the scenes to measure on; `tinyops demo` has another one
 SETS = {  # split -> seed, images, size, objects in 256x256 px
     "sparse": (77, 6000, (256, 256), 6.0),
@@ -147,7 +146,7 @@ def main() -> None:
         model = load(train(options.out))
         save(model.half(), HOME / "model.safetensors")
         thin(options.out / "run" / "train.csv", HOME / "train.csv")
-    metrics = measure(load("embedded"), options.scenes)
+    metrics = measure(load(HOME / "model.safetensors").float(), options.scenes)
     metrics["machine"] = (
         f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
