@@ -75,7 +75,7 @@ WITH_OPTIONS = [
     ("GIF", "P", {"transparency": 3}),
     ("WEBP", "RGB", {"lossless": True}),
     ("WEBP", "RGBA", {}),
-    ("TIFF", "YCbCr", {}),
+    ("TIFF", "YCbCr", {"compression": "tiff_lzw"}),  # Pillow 12 cannot read plain ones
     ("TIFF", "RGB", {"compression": "tiff_lzw"}),
     ("TIFF", "RGBA", {"compression": "tiff_adobe_deflate"}),
     ("TIFF", "L", {"compression": "packbits"}),
