@@ -75,6 +75,16 @@ def test_importing_tinyops_needs_torch_and_numpy_alone():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("models", "torchvision"), ("models", "safetensors"), ("detect", "PIL")],
+)
+def test_what_else_is_needed_is_said(name, package):
+    code = f"import sys, tinyops; sys.modules[{package!r}] = None; tinyops.{name}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith('pip install "tinyops[zoo]"')
+
+
 def test_tinyops_imports_the_rest_when_it_is_asked_for():
     code = """
 import sys, tinyops
