@@ -31,6 +31,8 @@ class Detector(nn.Module):
     Args:
         backbone: pixels [N, 3, H, W] -> features of rising strides; it has `strides`.
         neck: features -> levels of equal channels, and what its own losses are computed from.
+        refiner: (levels, batch) -> levels, and what its own losses are computed from, such as
+            `tinyops.nn.srtod.SelfReconstruction`; None: the heads get the levels of the neck.
         num_classes: objects only: labels are 1..num_classes.
         mean: of the three channels of images in 0..1.
         std: likewise; the network sees (image - mean) / std.
@@ -47,6 +49,7 @@ class Detector(nn.Module):
         backbone: nn.Module,
         neck: nn.Module,
         *,
+        refiner: nn.Module | None = None,
         num_classes: int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -61,6 +64,7 @@ class Detector(nn.Module):
             raise ValueError(f"mean and std must be 3 numbers, std above 0, got {mean} and {std}")
         self.backbone = backbone
         self.neck = neck
+        self.refiner = refiner
         self.num_classes = num_classes
         self.mean, self.std, self.scale = tuple(mean), tuple(std), scale
 
@@ -98,9 +102,15 @@ class Detector(nn.Module):
             dtype = torch.promote_types(batch.pixels.dtype, torch.float32)
             truth = collate_targets(targets, factors=factors, dtype=dtype)
         levels, aux = self.neck(self.backbone(batch.pixels))
+        shown: Any = None
+        if self.refiner is not None:
+            levels, shown = self.refiner(levels, batch)
         detections, losses = self.heads(levels, batch, truth)
         if truth is not None:
-            return {**losses, **cast("Any", self.neck).losses(aux, batch, truth)}
+            losses |= cast("Any", self.neck).losses(aux, batch, truth)
+            if self.refiner is not None:
+                losses |= cast("Any", self.refiner).losses(shown, batch, truth)
+            return losses
         assert detections is not None
         return [
             {**found, "boxes": _to_image(found["boxes"], factor, image)}
@@ -124,12 +134,21 @@ class TwoStageDetector(Detector):
         rpn: nn.Module,
         roi_heads: nn.Module,
         *,
+        refiner: nn.Module | None = None,
         num_classes: int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(backbone, neck, num_classes=num_classes, mean=mean, std=std, scale=scale)
+        super().__init__(
+            backbone,
+            neck,
+            refiner=refiner,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            scale=scale,
+        )
         self.rpn = rpn
         self.roi_heads = roi_heads
 
@@ -151,12 +170,21 @@ class OneStageDetector(Detector):
         neck: nn.Module,
         head: nn.Module,
         *,
+        refiner: nn.Module | None = None,
         num_classes: int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(backbone, neck, num_classes=num_classes, mean=mean, std=std, scale=scale)
+        super().__init__(
+            backbone,
+            neck,
+            refiner=refiner,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            scale=scale,
+        )
         self.head = head
 
     def heads(

@@ -1,9 +1,10 @@
-"""Detectors by name: `<detector>_<neck>_<backbone>`."""
+"""Detectors by name: `<detector>_<neck or what the paper adds>_<backbone>`."""
 
 import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,32 @@ from tinyops.nn.timm_backbone import TimmBackbone
 
 Recipe = Callable[..., Any]
 
-DETECTORS: dict[str, Recipe] = {
-    "faster_rcnn": recipes.faster_rcnn,
-    "cascade_rcnn": recipes.cascade_rcnn,
-    "retinanet": recipes.retinanet,
+
+@dataclass(frozen=True)
+class System:
+    """What a backbone becomes.
+
+    Attributes:
+        detector: (backbone, neck, number of classes, refiner=, settings) -> the model.
+        neck: (channels of the backbone, own channels, strides, settings) -> the neck.
+        settings: what its paper changes, by the names of keyword arguments.
+        refiner: (channels, strides of the neck, settings) -> the refiner, or None.
+    """
+
+    detector: Recipe
+    neck: Recipe
+    settings: Mapping[str, Any]
+    refiner: Recipe | None = None
+
+
+SYSTEMS: dict[str, System] = {
+    "faster_rcnn_fpn": System(recipes.faster_rcnn, FPN, recipes.FPN_TWO_STAGE),
+    "faster_rcnn_sspnet": System(recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
+    "cascade_rcnn_fpn": System(recipes.cascade_rcnn, FPN, recipes.FPN_TWO_STAGE),
+    "cascade_rcnn_sspnet": System(recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
+    "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),
+    "retinanet_sspnet": System(recipes.retinanet, SSPNet, recipes.SSPNET_ONE_STAGE),
 }
-NECKS: dict[str, Recipe] = {"fpn": FPN, "sspnet": SSPNet}
 BACKBONES: dict[str, Recipe] = {
     "resnet18": resnet.resnet18,
     "resnet50": resnet.resnet50,
@@ -32,21 +53,13 @@ BACKBONES: dict[str, Recipe] = {
     "bh_resnet_nano": resnet.bh_resnet_nano,
     "bh_resnet_fine": resnet.bh_resnet_fine,
 }
-SETTINGS: dict[tuple[str, str], Mapping[str, Any]] = {
-    ("faster_rcnn", "fpn"): recipes.FPN_TWO_STAGE,
-    ("faster_rcnn", "sspnet"): recipes.SSPNET_TWO_STAGE,
-    ("cascade_rcnn", "fpn"): recipes.FPN_TWO_STAGE,
-    ("cascade_rcnn", "sspnet"): recipes.SSPNET_TWO_STAGE,
-    ("retinanet", "fpn"): recipes.FPN_ONE_STAGE,
-    ("retinanet", "sspnet"): recipes.SSPNET_ONE_STAGE,
-}
 TIMM = "timm:"
-HIDDEN = ("weights", "norm_layer")  # keyword arguments that are no overrides
+HIDDEN = ("weights", "norm_layer", "refiner")  # keyword arguments that are no overrides
 
 
 def list_models() -> list[str]:
     """The names that `create` knows, besides those with `timm:` and the name of a timm model."""
-    return [f"{d}_{n}_{b}" for d, n in SETTINGS for b in BACKBONES]
+    return [f"{system}_{backbone}" for system in SYSTEMS for backbone in BACKBONES]
 
 
 def create(
@@ -73,25 +86,30 @@ def create(
         ValueError: for an unknown name, with the nearest known ones; an unknown override, with the
             known ones; a value that JSON does not know.
     """
-    detector, neck, backbone = _parse(name)
+    system, backbone = _parse(name)
     try:
         recipe = json.loads(json.dumps({"name": name, "num_classes": num_classes, **overrides}))
     except TypeError as error:
         raise ValueError(f"overrides must be numbers, words or lists of them: {error}") from error
-    settings = {**SETTINGS[detector, neck], **overrides}
+    settings = {**system.settings, **overrides}
     neck_channels = settings.pop("neck_channels", 256)
     makers = {
         "backbone": _timm if backbone.startswith(TIMM) else BACKBONES[backbone],
-        "neck": NECKS[neck],
-        "detector": DETECTORS[detector],
+        "neck": system.neck,
+        "detector": system.detector,
     }
+    if system.refiner is not None:
+        makers["refiner"] = system.refiner
     parts = _share_out(settings, makers, name)
     if backbone.startswith(TIMM):
         body = _timm(backbone.removeprefix(TIMM), weights=weights, **parts["backbone"])
     else:
         body = BACKBONES[backbone](weights=weights, **parts["backbone"])
-    pyramid = NECKS[neck](body.channels, neck_channels, body.strides, **parts["neck"])
-    model: Detector = DETECTORS[detector](body, pyramid, num_classes, **parts["detector"])
+    pyramid = system.neck(body.channels, neck_channels, body.strides, **parts["neck"])
+    if system.refiner is not None:
+        refiner = system.refiner(pyramid.channels, pyramid.strides, **parts["refiner"])
+        parts["detector"]["refiner"] = refiner
+    model: Detector = system.detector(body, pyramid, num_classes, **parts["detector"])
     if weights is not None and isinstance(body, resnet.ResNet):  # these follow from weights
         frozen = {"frozen_stages": body.frozen_stages, "norm_eval": body.norm_eval}
         recipe = {**recipe, **frozen}
@@ -99,13 +117,12 @@ def create(
     return model
 
 
-def _parse(name: str) -> tuple[str, str, str]:
-    """Detector, neck and backbone of a name."""
-    for detector, neck in SETTINGS:
-        prefix = f"{detector}_{neck}_"
-        backbone = name.removeprefix(prefix)
-        if name.startswith(prefix) and (backbone in BACKBONES or backbone.startswith(TIMM)):
-            return detector, neck, backbone
+def _parse(name: str) -> tuple[System, str]:
+    """System and backbone of a name."""
+    for prefix, system in SYSTEMS.items():
+        backbone = name.removeprefix(f"{prefix}_")
+        if name != backbone and (backbone in BACKBONES or backbone.startswith(TIMM)):
+            return system, backbone
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0)
     raise ValueError(f"name must be one of list_models(), such as {', '.join(near)}; got {name!r}")
 

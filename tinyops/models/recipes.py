@@ -64,6 +64,7 @@ def faster_rcnn(
     neck: Neck,
     num_classes: int,
     *,
+    refiner: nn.Module | None = None,
     anchor_scales: Sequence[float],
     anchor_ratios: Sequence[float],
     weighted_negatives: bool,
@@ -96,6 +97,7 @@ def faster_rcnn(
         backbone: of the detector, and so is the neck.
         neck: levels of strides 4 to 64, say.
         num_classes: objects only.
+        refiner: of the levels, see `Detector`.
         anchor_scales: anchor size / stride.
         anchor_ratios: height / width.
         weighted_negatives: hard anchors are drawn more often (SSPNet, eq. 4).
@@ -133,6 +135,7 @@ def faster_rcnn(
             nms_threshold=nms_threshold,
             max_per_image=max_per_image,
         ),
+        refiner=refiner,
         num_classes=num_classes,
         mean=mean,
         std=std,
@@ -145,6 +148,7 @@ def cascade_rcnn(
     neck: Neck,
     num_classes: int,
     *,
+    refiner: nn.Module | None = None,
     anchor_scales: Sequence[float],
     anchor_ratios: Sequence[float],
     weighted_negatives: bool,
@@ -197,6 +201,7 @@ def cascade_rcnn(
             nms_threshold=nms_threshold,
             max_per_image=max_per_image,
         ),
+        refiner=refiner,
         num_classes=num_classes,
         mean=mean,
         std=std,
@@ -209,6 +214,7 @@ def retinanet(
     neck: Neck,
     num_classes: int,
     *,
+    refiner: nn.Module | None = None,
     nms: str,
     nms_threshold: float,
     max_per_image: int,
@@ -232,6 +238,7 @@ def retinanet(
         backbone: of the detector, and so is the neck.
         neck: levels of strides 4 to 64, say.
         num_classes: objects only.
+        refiner: of the levels, see `Detector`.
         nms: how duplicates are suppressed, "nms" or "soft_nms".
         nms_threshold: overlap above which they are.
         max_per_image: detections.
@@ -256,7 +263,14 @@ def retinanet(
         max_per_image=max_per_image,
     )
     return OneStageDetector(
-        backbone, neck, head, num_classes=num_classes, mean=mean, std=std, scale=scale
+        backbone,
+        neck,
+        head,
+        refiner=refiner,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        scale=scale,
     )
 
 

@@ -17,14 +17,22 @@ class ImageBatch:
     Attributes:
         pixels: [N, 3, H, W] normalised images; padding is 0, the mean colour.
         sizes: height and width of every image in these pixels, without padding.
+        mean, std: pixels are (image - mean) / std.
     """
 
     pixels: Tensor
     sizes: tuple[tuple[int, int], ...]
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def size_table(self) -> Tensor:
         """[N, 2] height and width of every image, int64, on the device of the pixels."""
         return torch.tensor(self.sizes, dtype=torch.int64, device=self.pixels.device)
+
+    def colours(self) -> Tensor:
+        """[N, 3, H, W] the images in 0..1; padding has the mean colour."""
+        mean = self.pixels.new_tensor(self.mean).view(3, 1, 1)
+        return torch.addcmul(mean, self.pixels, self.pixels.new_tensor(self.std).view(3, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ def collate_images(
     pixels = first.new_zeros(len(images), 3, height, width)
     for k, image in enumerate(resized):
         pixels[k, :, : image.shape[-2], : image.shape[-1]] = (image - offset) * factor
-    return ImageBatch(pixels, tuple((x.shape[-2], x.shape[-1]) for x in resized))
+    sizes = tuple((x.shape[-2], x.shape[-1]) for x in resized)
+    return ImageBatch(pixels, sizes, tuple(mean), tuple(std))
 
 
 def collate_targets(

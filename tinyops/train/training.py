@@ -30,7 +30,8 @@ class Training:
 
     Args:
         model: `model(images, targets)` gives a dict of losses in train mode. In several processes
-            its BatchNorm2d take their statistics from all of them.
+            its BatchNorm2d take their statistics from all of them. Where its parts take turns
+            (`turns` of `tinyops.models.phases.PhasedDetector`), a step is one update for each.
         optimizer: of its parameters.
         schedule: gives the rate of every step.
         device: to train on.
@@ -69,12 +70,14 @@ class Training:
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = self.model
+        self.turns: tuple[str, ...] = getattr(model, "turns", ()) or ("",)
         if world_size() > 1:
             use_global_norms(self.model)
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,  # they are equal, as batch norms are global
+                find_unused_parameters=len(self.turns) > 1,
             )
         self.average = None if average_decay is None else Average(self.model, average_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
@@ -93,10 +96,22 @@ class Training:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.at(self.step)
+        sums: dict[str, Tensor] = {}
+        for number, turn in enumerate(self.turns):
+            if turn:
+                self.model.turn = turn  # type: ignore[assignment]
+            sums |= self._take_turn(parts, number * len(parts))
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        return sums
+
+    def _take_turn(self, parts: Sequence[Batch], first: int) -> dict[str, Tensor]:
+        """Update once; `first` is the number of the first part in this step, of all turns."""
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for k, (images, targets) in enumerate(parts):
-            torch.manual_seed(mix(self.seed, self.step, k))
+            torch.manual_seed(mix(self.seed, self.step, first + k))
             with contextlib.ExitStack() as stack:
                 if k + 1 < len(parts) and isinstance(self.network, DistributedDataParallel):
                     stack.enter_context(self.network.no_sync())
@@ -120,9 +135,6 @@ class Training:
             nn.utils.clip_grad_norm_(wanted, self.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.step += 1
-        if self.average is not None:
-            self.average.update(self.model, self.step)
         return sums
 
     def check_weights(self) -> None:
