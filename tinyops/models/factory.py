@@ -42,6 +42,9 @@ SYSTEMS: dict[str, System] = {
     "cascade_rcnn_sspnet": System(recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
     "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),
     "retinanet_sspnet": System(recipes.retinanet, SSPNet, recipes.SSPNET_ONE_STAGE),
+    "faster_rcnn_rfla": System(recipes.faster_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "cascade_rcnn_rfla": System(recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "retinanet_rfla": System(recipes.retinanet, FPN, recipes.RFLA_ONE_STAGE),
 }
 BACKBONES: dict[str, Recipe] = {
     "resnet18": resnet.resnet18,
