@@ -7,6 +7,7 @@ given on the command line wins. The same command again goes on with a training t
 
 import argparse
 import functools
+import gc
 import importlib.util
 import json
 import math
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -30,6 +31,7 @@ from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
 from tinyops.models import Detector, create
 from tinyops.models.checkpoint import describe
+from tinyops.models.phases import PhasedDetector
 from tinyops.train import (
     Order,
     Schedule,
@@ -114,6 +116,8 @@ class Train:
     """How often every tile is seen."""
     steps: int | None = None
     """Length of the training in steps, instead of epochs."""
+    phase_steps: tuple[int, ...] = ()
+    """Of a model that is trained in phases, the steps of each; none given: all have `steps`."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has a momentum of 0.9."""
     lr: float | None = None
@@ -172,6 +176,8 @@ class Train:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        if any(steps < 1 for steps in self.phase_steps):
+            raise ValueError(f"phase_steps must be at least 1, got {self.phase_steps}")
         if self.batch % self.parts:
             raise ValueError(f"batch must be a multiple of parts, {self.parts}, got {self.batch}")
         if self.ema is not None and not 0 <= self.ema < 1:
@@ -243,35 +249,27 @@ def _train(settings: Train, device: torch.device) -> int:
         data, tiles, val = _data(settings)
         torch.manual_seed(settings.seed)
         model = _model(settings, len(data.classes))
-        steps = settings.steps or math.ceil(settings.epochs * len(tiles) / settings.batch)
-        training = Training(
-            model,
-            make_optimizer(
-                model,
-                settings.optimizer,
-                weight_decay=settings.weight_decay,
-                decay_all=settings.decay_all,
-            ),
-            _schedule(settings, len(tiles), steps),
-            device=device,
-            amp=settings.amp,
-            average_decay=settings.ema,
-            clip=settings.clip,
-            channels_last=settings.channels_last,
-            seed=settings.seed,
-        )
-        Order(len(tiles), settings.batch, parts=settings.parts, last=steps)  # can it be shared out?
+        phases = _phases(model, settings, len(tiles))
+        for phase in phases:
+            Order(
+                len(tiles), settings.batch, parts=settings.parts, last=phase.steps
+            )  # to share out
+        states = [phase.folder / "last.safetensors" for phase in phases]
         settings.out.mkdir(parents=True, exist_ok=True)
-        if is_first and (settings.fresh or not (settings.out / "last.safetensors").is_file()):
+        if is_first and (settings.fresh or not any(path.is_file() for path in states)):
             dump_yaml(replace(settings, fresh=False), settings.out / "config.yaml")
+        if is_first and settings.fresh:  # of later phases, too
+            for path in states:
+                path.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
     if is_first:
         size = sum(p.numel() for p in model.parameters())
         console.print(
             f"{settings.model}: {size:,} parameters, {len(data.classes)} classes; "
-            f"{len(data.images):,} images, {len(tiles):,} tiles; {steps:,} steps at a rate of "
-            f"{training.schedule.rate:g} on {device}",
+            f"{len(data.images):,} images, {len(tiles):,} tiles; "
+            f"{sum(phase.steps for phase in phases):,} steps at a rate of {_rate(settings):g} "
+            f"on {device}",
             highlight=False,
             soft_wrap=True,
         )
@@ -288,25 +286,81 @@ def _train(settings: Train, device: torch.device) -> int:
             amp=settings.amp,
         )
     configuration = {k: v for k, v in to_plain(settings).items() if k not in FREE}
-    fit(
-        training,
-        tiles,
-        settings.out,
-        steps=steps,
-        batch=settings.batch,
-        description=describe(model, data.classes),
-        configuration={**configuration, "tiles": len(tiles)},
-        parts=settings.parts,
-        workers=settings.workers,
-        measure=measure,
-        best=settings.best,
-        measure_every=settings.val_every,
-        save_every=settings.save_every,
-        resume=not settings.fresh,
-        tensorboard=settings.tensorboard,
-        console=console,
-    )
+    for number, phase in enumerate(phases, 1):
+        if isinstance(model, PhasedDetector):
+            model.set_phase(phase.name)
+            if is_first:
+                console.print(f"phase {number} of {len(phases)}: {phase.name}, {phase.steps} steps")
+        training = _training(model, settings, phase.steps, len(tiles), device)
+        fit(
+            training,
+            tiles,
+            phase.folder,
+            steps=phase.steps,
+            batch=settings.batch,
+            description=describe(model, data.classes),
+            configuration={**configuration, "tiles": len(tiles)},
+            parts=settings.parts,
+            workers=settings.workers,
+            measure=measure,
+            best=settings.best,
+            measure_every=settings.val_every,
+            save_every=settings.save_every,
+            resume=not settings.fresh,
+            tensorboard=settings.tensorboard,
+            console=console,
+        )
+        model.load_state_dict(training.result.state_dict())  # the next phase begins with it
+        del training
+        gc.collect()  # its hooks on the parameters would count gradients of the next phase
     return 0
+
+
+class _Phase(NamedTuple):
+    """A training in a row of them."""
+
+    name: str
+    folder: Path
+    steps: int
+
+
+def _phases(model: Detector, settings: Train, tiles: int) -> list[_Phase]:
+    """The last phase has the folder of the run itself."""
+    steps = settings.steps or math.ceil(settings.epochs * tiles / settings.batch)
+    names = model.phases if isinstance(model, PhasedDetector) else ("",)
+    lengths = settings.phase_steps or (steps,) * len(names)
+    if len(lengths) != len(names):
+        raise ValueError(
+            f"phase_steps must be one for each phase of {settings.model}, "
+            f"{', '.join(names) if names[0] else 'which has one'}; got {lengths}"
+        )
+    folders = [settings.out / f"phase{k + 1}_{name}" for k, name in enumerate(names[:-1])]
+    return list(map(_Phase, names, [*folders, settings.out], lengths))
+
+
+def _training(
+    model: Detector, settings: Train, steps: int, tiles: int, device: torch.device
+) -> Training:
+    try:
+        optimizer = make_optimizer(
+            model,
+            settings.optimizer,
+            weight_decay=settings.weight_decay,
+            decay_all=settings.decay_all,
+        )
+    except ValueError as error:  # nothing learns
+        raise _InputError(error) from error
+    return Training(
+        model,
+        optimizer,
+        _schedule(settings, tiles, steps),
+        device=device,
+        amp=settings.amp,
+        average_decay=settings.ema,
+        clip=settings.clip,
+        channels_last=settings.channels_last,
+        seed=settings.seed,
+    )
 
 
 def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
@@ -367,9 +421,12 @@ def _transform(settings: Train) -> Transform | None:
     return sspnet_augmentation((long, round(1.5 * long)), (short, round(1.5 * short)))
 
 
+def _rate(settings: Train) -> float:
+    if settings.lr is not None:
+        return settings.lr
+    return 0.002 * settings.batch if settings.optimizer == "sgd" else 1e-4
+
+
 def _schedule(settings: Train, tiles: int, steps: int) -> Schedule:
-    rate = settings.lr
-    if rate is None:
-        rate = 0.002 * settings.batch if settings.optimizer == "sgd" else 1e-4
     milestones = tuple(math.ceil(epoch * tiles / settings.batch) for epoch in settings.milestones)
-    return Schedule(rate, steps, settings.schedule, milestones, warmup=settings.warmup)
+    return Schedule(_rate(settings), steps, settings.schedule, milestones, warmup=settings.warmup)

@@ -56,6 +56,15 @@ SYSTEMS: dict[str, System] = {
     "cascade_rcnn_sspnet_srtod": System(
         recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE, SelfReconstruction
     ),
+    "faster_rcnn_rfla": System(recipes.faster_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "cascade_rcnn_rfla": System(recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "retinanet_rfla": System(recipes.retinanet, FPN, recipes.RFLA_ONE_STAGE),
+    "faster_rcnn_rfla_srtod": System(
+        recipes.faster_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
+    ),
+    "cascade_rcnn_rfla_srtod": System(
+        recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
+    ),
 }
 BACKBONES: dict[str, Recipe] = {
     "resnet18": resnet.resnet18,
