@@ -10,7 +10,9 @@ from typing import Any
 
 from tinyops.models import recipes
 from tinyops.models.detectors import Detector
+from tinyops.models.efpn import EFPNDetector
 from tinyops.nn import resnet
+from tinyops.nn.efpn import EFPN
 from tinyops.nn.fpn import FPN
 from tinyops.nn.sspnet import SSPNet
 from tinyops.nn.timm_backbone import TimmBackbone
@@ -27,12 +29,14 @@ class System:
         neck: (channels of the backbone, own channels, strides, settings) -> the neck.
         settings: what its paper changes, by the names of keyword arguments.
         refiner: (channels, strides of the neck, settings) -> the refiner, or None.
+        extension: (what `detector` made, settings) -> the model, or None: that is the model.
     """
 
     detector: Recipe
     neck: Recipe
     settings: Mapping[str, Any]
     refiner: Recipe | None = None
+    extension: Recipe | None = None
 
 
 SYSTEMS: dict[str, System] = {
@@ -40,6 +44,9 @@ SYSTEMS: dict[str, System] = {
     "faster_rcnn_sspnet": System(recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
     "cascade_rcnn_fpn": System(recipes.cascade_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_sspnet": System(recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
+    "faster_rcnn_efpn": System(
+        recipes.faster_rcnn, EFPN, recipes.FPN_TWO_STAGE, extension=EFPNDetector.extend
+    ),
     "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),
     "retinanet_sspnet": System(recipes.retinanet, SSPNet, recipes.SSPNET_ONE_STAGE),
 }
@@ -98,8 +105,11 @@ def create(
         "neck": system.neck,
         "detector": system.detector,
     }
-    if system.refiner is not None:
-        makers["refiner"] = system.refiner
+    makers |= {
+        part: make
+        for part in ("refiner", "extension")
+        if (make := getattr(system, part)) is not None
+    }
     parts = _share_out(settings, makers, name)
     if backbone.startswith(TIMM):
         body = _timm(backbone.removeprefix(TIMM), weights=weights, **parts["backbone"])
@@ -110,6 +120,8 @@ def create(
         refiner = system.refiner(pyramid.channels, pyramid.strides, **parts["refiner"])
         parts["detector"]["refiner"] = refiner
     model: Detector = system.detector(body, pyramid, num_classes, **parts["detector"])
+    if system.extension is not None:
+        model = system.extension(model, **parts["extension"])
     if weights is not None and isinstance(body, resnet.ResNet):  # these follow from weights
         frozen = {"frozen_stages": body.frozen_stages, "norm_eval": body.norm_eval}
         recipe = {**recipe, **frozen}
