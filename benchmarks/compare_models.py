@@ -1,12 +1,13 @@
-"""Trains FPN, SSPNet and the bottom-heavy layout alike, with several seeds, and compares their AP.
+"""Trains all systems on one backbone alike, with several seeds, and compares their AP.
 
     python benchmarks/compare_models.py --data synth --out runs/tinysea
     python benchmarks/compare_models.py --data DIR --out runs/cells --tile 320 256
 
 DIR holds train.json, val.json and the folders train and val; `synth` draws TinySea first. Every
-training is one call of `tinyops train`; all have the same data, steps, anchors and optimizer. An
-interrupted comparison goes on when it is called again. On a GPU: `--device cuda --backbone
-resnet50 --steps 12000 --batch 16 --small "" --size 640 512`.
+training is one call of `tinyops train`; all have the same data, steps, optimizer and, but for RFLA,
+anchors. What is trained in phases has all the steps in its first and half as many in each of the
+others. An interrupted comparison goes on when it is called again. On a GPU: `--device cuda
+--backbone resnet50 --steps 12000 --batch 16 --small "" --size 640 512`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -34,6 +36,11 @@ LAYOUTS = {
     "FPN": "faster_rcnn_fpn_{}",
     "SSPNet": "faster_rcnn_sspnet_{}",
     "FPN, bottom-heavy": "faster_rcnn_fpn_bh_{}",
+    "SR-TOD": "faster_rcnn_srtod_{}",
+    "RFLA": "faster_rcnn_rfla_{}",
+    "RFLA, SR-TOD": "faster_rcnn_rfla_srtod_{}",
+    "EFPN": "faster_rcnn_efpn_{}",
+    "GDL": "faster_rcnn_gdl_{}",
 }
 BANDS = ("tiny", "tiny1", "tiny2", "tiny3", "all")
 # Both sets have objects of 2 to 30 px; the same anchors, sampling and suppression for all layouts.
@@ -58,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="a folder, or synth")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--backbone", default="resnet_nano")
+    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=4)
@@ -93,37 +101,55 @@ def folder_of_data(options: argparse.Namespace) -> Path:
     return folder
 
 
-def overrides(options: argparse.Namespace) -> list[str]:
-    return [f"{k}={json.dumps(v)}" for k, v in ALIKE.items()] + shlex.split(options.small)
+def overrides(options: argparse.Namespace, layout: str) -> dict[str, Any]:
+    """Settings of a model."""
+    alike = {k: v for k, v in ALIKE.items() if "RFLA" not in layout or k != "anchor_scales"}
+    return {**alike, **dict(map(_pair, shlex.split(options.small)))}
+
+
+def phases(layout: str, steps: int) -> list[int]:
+    """The steps of every phase of its training; one where there are no phases."""
+    return [steps, steps // 2, steps // 2] if layout in ("EFPN", "GDL") else [steps]
 
 
 def train(options: argparse.Namespace, data: Path, layout: str, seed: int) -> dict[str, float]:
-    """One run; the metrics at its end."""
+    """One run, unless it is complete; the metrics at its end."""
     name = LAYOUTS[layout].format(options.backbone)
     out = options.out / f"{name}-seed{seed}"
+    steps = phases(layout, options.steps)
+    if found := metrics_at(out / "log.jsonl", steps[-1]):
+        return found
     command = [sys.executable, "-m", "tinyops", "train", "--model", name, "--out", str(out)]
     for split, prefix in (("train", ""), ("val", "val-")):
         command += [f"--{prefix}annotations", str(data / f"{split}.json")]
         command += [f"--{prefix}images", str(data / split)]
-    command += ["--tile", *map(str, options.tile), "--steps", str(options.steps)]
+    command += ["--tile", *map(str, options.tile)]
+    command += ["--phase-steps", *map(str, steps)]
     command += ["--batch", str(options.batch), "--lr", str(options.lr), "--seed", str(seed)]
     command += ["--optimizer", "adamw", "--schedule", "cosine", "--warmup", "100", "--clip", "10"]
     command += ["--val-every", "1000000", "--save-every", "200"]
     command += ["--workers", "0" if options.device == "cpu" else "8"]
     command += ["--max-detections", str(options.max_detections), "--device", options.device]
-    command += ["--override", *overrides(options)]
+    settings = overrides(options, layout)
+    command += ["--override", *(f"{k}={json.dumps(v)}" for k, v in settings.items())]
     environment = os.environ | {"OMP_NUM_THREADS": "1" if options.device == "cpu" else "8"}
     out.mkdir(parents=True, exist_ok=True)
     with (out / "output.txt").open("w") as output:
         subprocess.run(command, check=True, env=environment, stdout=output, stderr=output)
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    metrics: dict[str, float] = [row for row in rows if row["kind"] == "val"][-1]
-    return metrics
+    found = metrics_at(out / "log.jsonl", steps[-1])
+    assert found is not None
+    return found
+
+
+def metrics_at(log: Path, step: int) -> dict[str, float] | None:
+    """What validation found at a step."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    return next((row for row in rows if row["kind"] == "val" and row["step"] == step), None)
 
 
 def cost(options: argparse.Namespace, data: Path, layout: str) -> str:
     """Millions of parameters and billions of multiply-accumulates of a tile."""
-    settings = {**ALIKE, **dict(map(_pair, shlex.split(options.small)))}
+    settings = overrides(options, layout)
     classes = len(json.loads((data / "train.json").read_text())["categories"])
     model = create(LAYOUTS[layout].format(options.backbone), classes, **settings)
     width, height = options.tile
@@ -161,10 +187,10 @@ def table(options: argparse.Namespace, data: Path, found: dict[str, list[dict[st
 def main() -> None:
     options = parse()
     data = folder_of_data(options)
-    plan = [(layout, seed) for seed in options.seeds for layout in LAYOUTS]
+    plan = [(layout, seed) for seed in options.seeds for layout in options.layouts]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda each: train(options, data, *each), plan))
-    found: dict[str, list[dict[str, float]]] = {layout: [] for layout in LAYOUTS}
+    found: dict[str, list[dict[str, float]]] = {layout: [] for layout in options.layouts}
     for (layout, _), metrics in zip(plan, results, strict=True):
         found[layout].append(metrics)
     text = table(options, data, found)

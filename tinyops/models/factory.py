@@ -14,6 +14,7 @@ from tinyops.models.efpn import EFPNDetector
 from tinyops.nn import resnet
 from tinyops.nn.efpn import EFPN
 from tinyops.nn.fpn import FPN
+from tinyops.nn.srtod import SelfReconstruction
 from tinyops.nn.sspnet import SSPNet
 from tinyops.nn.timm_backbone import TimmBackbone
 
@@ -49,6 +50,28 @@ SYSTEMS: dict[str, System] = {
     ),
     "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),
     "retinanet_sspnet": System(recipes.retinanet, SSPNet, recipes.SSPNET_ONE_STAGE),
+    "faster_rcnn_srtod": System(
+        recipes.faster_rcnn, FPN, recipes.SRTOD_TWO_STAGE, SelfReconstruction
+    ),
+    "cascade_rcnn_srtod": System(
+        recipes.cascade_rcnn, FPN, recipes.SRTOD_TWO_STAGE, SelfReconstruction
+    ),
+    "retinanet_srtod": System(recipes.retinanet, FPN, recipes.SRTOD_ONE_STAGE, SelfReconstruction),
+    "faster_rcnn_sspnet_srtod": System(
+        recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE, SelfReconstruction
+    ),
+    "cascade_rcnn_sspnet_srtod": System(
+        recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE, SelfReconstruction
+    ),
+    "faster_rcnn_rfla": System(recipes.faster_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "cascade_rcnn_rfla": System(recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "retinanet_rfla": System(recipes.retinanet, FPN, recipes.RFLA_ONE_STAGE),
+    "faster_rcnn_rfla_srtod": System(
+        recipes.faster_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
+    ),
+    "cascade_rcnn_rfla_srtod": System(
+        recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
+    ),
 }
 BACKBONES: dict[str, Recipe] = {
     "resnet18": resnet.resnet18,
