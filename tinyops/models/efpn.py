@@ -72,8 +72,8 @@ class EFPNDetector(PhasedDetector):
         super().__init__(backbone, neck, rpn, roi_heads, **options)
         if not isinstance(backbone, ResNet) or not backbone.stem_pool:
             raise ValueError(
-                "backbone must be a ResNet with a pooling at the end of its stem, "
-                f"got {type(backbone).__name__} without"
+                "backbone must be a ResNet whose stem ends in a pooling, "
+                f"got another {type(backbone).__name__}"
             )
         if teacher_scale < 1:
             raise ValueError(f"teacher_scale must be at least 1, got {teacher_scale}")

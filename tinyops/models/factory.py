@@ -31,6 +31,7 @@ class System:
         settings: what its paper changes, by the names of keyword arguments.
         refiner: (channels, strides of the neck, settings) -> the refiner, or None.
         extension: (what `detector` made, settings) -> the model, or None: that is the model.
+        without: names of backbones that it cannot have.
     """
 
     detector: Recipe
@@ -38,6 +39,7 @@ class System:
     settings: Mapping[str, Any]
     refiner: Recipe | None = None
     extension: Recipe | None = None
+    without: tuple[str, ...] = ()
 
 
 SYSTEMS: dict[str, System] = {
@@ -45,9 +47,6 @@ SYSTEMS: dict[str, System] = {
     "faster_rcnn_sspnet": System(recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
     "cascade_rcnn_fpn": System(recipes.cascade_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_sspnet": System(recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
-    "faster_rcnn_efpn": System(
-        recipes.faster_rcnn, EFPN, recipes.FPN_TWO_STAGE, extension=EFPNDetector.extend
-    ),
     "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),
     "retinanet_sspnet": System(recipes.retinanet, SSPNet, recipes.SSPNET_ONE_STAGE),
     "faster_rcnn_srtod": System(
@@ -72,6 +71,13 @@ SYSTEMS: dict[str, System] = {
     "cascade_rcnn_rfla_srtod": System(
         recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
     ),
+    "faster_rcnn_efpn": System(
+        recipes.faster_rcnn,
+        EFPN,
+        recipes.FPN_TWO_STAGE,
+        extension=EFPNDetector.extend,
+        without=("bh_resnet_fine",),
+    ),
 }
 BACKBONES: dict[str, Recipe] = {
     "resnet18": resnet.resnet18,
@@ -89,7 +95,12 @@ HIDDEN = ("weights", "norm_layer", "refiner")  # keyword arguments that are no o
 
 def list_models() -> list[str]:
     """The names that `create` knows, besides those with `timm:` and the name of a timm model."""
-    return [f"{system}_{backbone}" for system in SYSTEMS for backbone in BACKBONES]
+    return [
+        f"{name}_{backbone}"
+        for name, system in SYSTEMS.items()
+        for backbone in BACKBONES
+        if backbone not in system.without
+    ]
 
 
 def create(

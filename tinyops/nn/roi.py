@@ -239,10 +239,7 @@ class RoIHeads(nn.Module):
             None and the losses, or the detections of every image, best first, and no losses.
         """
         if truth is not None:
-            if isinstance(self.sampler, HardSampler):
-                samples = self.sample_hard(levels, proposals, truth, len(batch.sizes))
-            else:
-                samples = self.sample(proposals, truth, len(batch.sizes))
+            samples = self.sample(proposals, truth, len(batch.sizes), levels)
             logits, offsets = self.predict(levels, samples.boxes, samples.image_ids)
             return None, self.losses(logits, offsets, samples, truth)
         boxes, image_ids = proposals.boxes, proposals.image_ids
@@ -250,27 +247,25 @@ class RoIHeads(nn.Module):
         return self.detect(logits, offsets, boxes, image_ids, batch), {}
 
     @torch.no_grad()
-    def sample(self, proposals: Proposals, truth: GroundTruth, num_images: int) -> Samples:
-        """Choose what to learn from among proposals and objects, which count as proposals too."""
-        every = self.candidates(proposals, truth)
-        return every.take(*self._draw(every, every.scores, truth, num_images))
-
-    @torch.no_grad()
-    def sample_hard(
-        self, levels: list[Tensor], proposals: Proposals, truth: GroundTruth, num_images: int
+    def sample(
+        self,
+        proposals: Proposals,
+        truth: GroundTruth,
+        num_images: int,
+        levels: list[Tensor] | None = None,
     ) -> Samples:
-        """As `sample`, with the losses of all candidates for the sampler to choose by."""
+        """Choose what to learn from among proposals and objects, which count as proposals too.
+
+        With `HardSampler` all of them are looked at before; that alone needs the levels.
+        """
         every = self.candidates(proposals, truth)
-        positives, negatives = (
-            rows.nonzero()[:, 0] for rows in (every.matches >= 0, every.matches == BACKGROUND)
+        scores = every.scores
+        if isinstance(self.sampler, HardSampler):
+            assert levels is not None
+            scores = self._losses_of_all(levels, every, truth)
+        return every.take(
+            *self.sampler(every.matches, every.boxes, every.image_ids, truth, num_images, scores)
         )
-        used = every.take(positives, negatives)
-        logits, offsets = self.predict(levels, used.boxes, used.image_ids)
-        classes, boxes = self.losses_of_each(logits, offsets, used, truth)
-        losses = classes.new_zeros(len(every.boxes))
-        losses[positives] = classes[: len(positives)] + boxes
-        losses[negatives] = classes[len(positives) :]
-        return every.take(*self._draw(every, losses, truth, num_images))
 
     def candidates(self, proposals: Proposals, truth: GroundTruth) -> Candidates:
         """Proposals and objects, and which object each belongs to."""
@@ -291,13 +286,17 @@ class RoIHeads(nn.Module):
             count,
         )
 
-    def _draw(
-        self, every: Candidates, scores: Tensor, truth: GroundTruth, num_images: int
-    ) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.sampler(
-            every.matches, every.boxes, every.image_ids, truth, num_images, scores
-        )
-        return found
+    def _losses_of_all(self, levels: list[Tensor], every: Candidates, truth: GroundTruth) -> Tensor:
+        """[R] the loss of every candidate, class and box; 0 of those that are IGNORED."""
+        positives = (every.matches >= 0).nonzero()[:, 0]
+        negatives = (every.matches == BACKGROUND).nonzero()[:, 0]
+        used = every.take(positives, negatives)
+        logits, offsets = self.predict(levels, used.boxes, used.image_ids)
+        classes, boxes = self.losses_of_each(logits, offsets, used, truth)
+        losses = classes.new_zeros(len(every.boxes))
+        losses[negatives] = classes[len(positives) :]
+        losses[positives] = classes[: len(positives)] + boxes
+        return losses
 
     def predict(
         self, levels: list[Tensor], boxes: Tensor, image_ids: Tensor

@@ -178,8 +178,7 @@ class HardSampler(RandomSampler):
         """As `RandomSampler.forward`, with the loss of every box as its score, hardest first."""
         assert scores is not None
         order = scores.argsort(descending=True, stable=True)
-        most = torch.full((num_images,), int(self.num_samples * self.positive_fraction))
-        most = most.to(matches.device)
+        most = image_ids.new_full((num_images,), int(self.num_samples * self.positive_fraction))
         positives = _first(order[matches[order] >= 0], image_ids, most)
         rest = self.num_samples - image_ids[positives].bincount(minlength=num_images)
         return positives, _first(order[matches[order] == BACKGROUND], image_ids, rest)
