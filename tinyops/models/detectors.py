@@ -101,7 +101,7 @@ class Detector(nn.Module):
             check_targets(targets, images, self.num_classes)
             dtype = torch.promote_types(batch.pixels.dtype, torch.float32)
             truth = collate_targets(targets, factors=factors, dtype=dtype)
-        levels, aux = self.neck(self.backbone(batch.pixels))
+        levels, aux = self.features(batch)
         shown: Any = None
         if self.refiner is not None:
             levels, shown = self.refiner(levels, batch)
@@ -116,6 +116,11 @@ class Detector(nn.Module):
             {**found, "boxes": _to_image(found["boxes"], factor, image)}
             for found, factor, image in zip(detections, factors, images, strict=True)
         ]
+
+    def features(self, batch: ImageBatch) -> tuple[list[Tensor], Any]:
+        """What the neck gives: levels, and what its own losses are computed from."""
+        features: tuple[list[Tensor], Any] = self.neck(self.backbone(batch.pixels))
+        return features
 
     def heads(
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None

@@ -217,8 +217,22 @@ class RoIHeads(nn.Module):
         return self.detect(logits, offsets, boxes, image_ids, batch), {}
 
     @torch.no_grad()
-    def sample(self, proposals: Proposals, truth: GroundTruth, num_images: int) -> Samples:
-        """Choose what to learn from among proposals and objects, which count as proposals too."""
+    def sample(
+        self,
+        proposals: Proposals,
+        truth: GroundTruth,
+        num_images: int,
+        sampler: RandomSampler | None = None,
+    ) -> Samples:
+        """Choose what to learn from among proposals and objects, which count as proposals too.
+
+        Args:
+            proposals: of all images.
+            truth: their objects.
+            num_images: of this process.
+            sampler: instead of the one of the heads.
+        """
+        sampler = sampler or self.sampler
         count, added = len(proposals.boxes), len(truth.boxes)
         boxes = torch.cat([proposals.boxes, truth.boxes])
         image_ids = torch.cat([proposals.image_ids, truth.image_ids])
@@ -232,7 +246,7 @@ class RoIHeads(nn.Module):
             ignore_above=self.ignore_above,
         )
         matches = torch.cat([matches, torch.arange(added, device=matches.device)])
-        positives, negatives = self.sampler(matches, boxes, image_ids, truth, num_images, scores)
+        positives, negatives = sampler(matches, boxes, image_ids, truth, num_images, scores)
         chosen = torch.cat([positives, negatives])
         return Samples(
             boxes[chosen],
