@@ -365,10 +365,10 @@ def test_number_of_threads_does_not_change_a_bit(form, layout):
 @pytest.mark.parametrize(
     ("r", "c", "other", "size", "dtype"),
     [
-        (2, 64, 64, (64, 160), torch.float32),
-        (2, 64, 61, (64, 150), torch.float32),  # lines that are not whole vectors
-        (4, 16, 48, (32, 160), torch.bfloat16),
-        (3, 32, 32, (48, 96), torch.float64),
+        (2, 32, 32, (32, 160), torch.float32),
+        (2, 32, 29, (32, 150), torch.float32),  # lines that are not whole vectors
+        (4, 16, 16, (32, 160), torch.bfloat16),
+        (3, 32, 32, (24, 48), torch.float64),
     ],
     ids=str,
 )
