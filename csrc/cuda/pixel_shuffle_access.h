@@ -9,17 +9,24 @@ namespace {
 
 using namespace cuda;
 
+// Elements of the upscaled map in one access: 16 bytes; 8 bytes where 9 vectors, or in NHWC 16 of
+// them, would fill the registers.
+template <typename T, int kUp, bool kNhwc>
+constexpr int kWidth = kUp == 3 || (kNhwc && kUp == 4) ? kVec16<T> / 2 : kVec16<T>;
+
 // NCHW: neighbours in a row of content, in each of the kUp channels that are interleaved. As few as
-// make whole 16-byte vectors of the upscaled row: a warp then touches full sectors on both sides,
-// and both its accesses are dense runs.
+// make whole vectors of the upscaled row: a warp then touches full sectors on both sides, and both
+// its accesses are dense runs.
 template <typename T, int kUp>
-constexpr int kRun = kUp == 3          ? kVec16<T>
+constexpr int kRun = kUp == 3          ? kWidth<T, 3, false>
                      : kVec16<T> > kUp ? kVec16<T> / kUp
                                        : 1;
 
-// NHWC, order crd: channels whose sub-pixels make whole 16-byte vectors of content.
+// NHWC, order crd, backward: channels whose sub-pixels make whole vectors of content. As few as
+// possible, so that lanes write neighbouring vectors: of writes, unlike of reads, no cache makes
+// whole sectors.
 template <typename T, int kUp>
-constexpr int kGroupSize = kUp == 3               ? kVec16<T>
+constexpr int kGroupSize = kUp == 3               ? kWidth<T, 3, true>
                            : kVec16<T> > kUp* kUp ? kVec16<T> / (kUp * kUp)
                                                   : 1;
 

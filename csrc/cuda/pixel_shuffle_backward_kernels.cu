@@ -29,27 +29,31 @@ __global__ void __launch_bounds__(kThreads)
         for (int s = 0; s < kUp * kVectors; ++s)
           rows[s / kVectors][s % kVectors] =
               load<N>(grad + from + s / kVectors * wide + s % kVectors * N);
+        const int64_t to = source + y * width + x;
+        Vec<T, K> content[kUp * kUp];
+        if (active) {
+#pragma unroll
+          for (int k = 0; k < kUp * kUp; ++k) content[k] = load<K>(a.content + to + k * step);
+        }
 #pragma unroll
         for (int k = 0; k < kUp * kUp; ++k) {
-          const int64_t to = source + k * step + y * width + x;
-          Vec<T, K> content, d;
-          if (active) content = load<K>(a.content + to);
+          Vec<T, K> d;
 #pragma unroll
           for (int e = 0; e < K; ++e) {
             const int at = e * kUp + k % kUp;
             d.v[e] = rows[k / kUp][at / N].v[at % N];
-            if (active) d.v[e] = static_cast<T>(leaky(widen(content.v[e]), widen(d.v[e]), slope));
+            if (active)
+              d.v[e] = static_cast<T>(leaky(widen(content[k].v[e]), widen(d.v[e]), slope));
           }
-          store<K>(a.d_content + to, d);
+          store<K>(a.d_content + to + k * step, d);
         }
       }
     }
   }
 }
 
-// x: groups of C channels along a row of content, y: its rows, z: images. N: elements of d_content
-// in one access. In order crd groups are small, so that lanes write neighbouring vectors: of
-// writes, unlike of reads, no cache makes whole sectors.
+// x: groups of C channels along a row of content, y: its rows, z: images. N: elements of content in
+// one access.
 template <typename T, int kUp, int C, int N, Group kGroup>
 __global__ void __launch_bounds__(kThreads)
     backward_nhwc_kernel(Problem p, BackwardArgs<T> a, Divider pixel_of, int per_pixel) {
@@ -69,20 +73,19 @@ __global__ void __launch_bounds__(kThreads)
         const int c = (static_cast<int>(v) - x * per_pixel) * C;
         const int64_t first = row * kUp * wide + kUp * x;
         const int64_t line = (row * width + x) * channels * kParts;
-        Pixel<T, C, kParts, N, kGroup> d, content;
-        if (active) content.load_from(p, a.content + line, c);
+        Pixel<T, C, kParts, N, kGroup> pixel;  // content, then its gradient
+        if (active) pixel.load_from(p, a.content + line, c);
 #pragma unroll
         for (int k = 0; k < kParts; ++k) {
-          const auto grad =
-              load<C>(a.grad + (first + k / kUp * wide + k % kUp) * p.outer_channels + c);
+          const int64_t at = (first + k / kUp * wide + k % kUp) * p.outer_channels + c;
+          const auto grad = load<C>(a.grad + at);
 #pragma unroll
           for (int e = 0; e < C; ++e) {
-            d.at(k, e) = grad.v[e];
-            if (active)
-              d.at(k, e) = static_cast<T>(leaky(widen(content.at(k, e)), widen(grad.v[e]), slope));
+            T& d = pixel.at(k, e);
+            d = active ? static_cast<T>(leaky(widen(d), widen(grad.v[e]), slope)) : grad.v[e];
           }
         }
-        d.store_to(p, a.d_content + line, c);
+        pixel.store_to(p, a.d_content + line, c);
       }
     }
   }
@@ -110,20 +113,20 @@ cudaError_t launch_nhwc(const Problem& p, const BackwardArgs<T>& a, cudaStream_t
 
 template <typename T>
 cudaError_t backward_cuda(const Problem& p, const BackwardArgs<T>& a, cudaStream_t stream) {
-  constexpr int V = kVec16<T>;
   const bool aligned = all_aligned(a.grad, a.content, a.d_content);
   return for_upscale(p.upscale, [&](auto up) {
-    constexpr int kUp = decltype(up)::value, K = kRun<T, kUp>, C = kGroupSize<T, kUp>;
+    constexpr int kUp = decltype(up)::value, K = kRun<T, kUp>, N = kWidth<T, kUp, false>;
     if (!p.channels_last)
-      return aligned && p.width % K == 0 ? launch_nchw<T, kUp, K, V>(p, a, stream)
+      return aligned && p.width % K == 0 ? launch_nchw<T, kUp, K, N>(p, a, stream)
                                          : launch_nchw<T, kUp, 1, 1>(p, a, stream);
+    constexpr int C = kGroupSize<T, kUp>, W = kWidth<T, kUp, true>;
     const auto fits = [&](int c) {
       return aligned && p.channels % c == 0 && p.outer_channels % c == 0;
     };
     if (p.order == Order::kCrd && fits(C))
-      return launch_nhwc<T, kUp, C, V, Group::kCrd>(p, a, stream);
-    if (p.order == Order::kDcr && fits(V))
-      return launch_nhwc<T, kUp, V, V, Group::kDcr>(p, a, stream);
+      return launch_nhwc<T, kUp, C, kUp == 3 ? W : kVec16<T>, Group::kCrd>(p, a, stream);
+    if (p.order == Order::kDcr && fits(W))
+      return launch_nhwc<T, kUp, W, W, Group::kDcr>(p, a, stream);
     return launch_nhwc<T, kUp, 1, 1, Group::kElement>(p, a, stream);
   });
 }

@@ -46,26 +46,32 @@ __global__ void __launch_bounds__(kThreads)
         constexpr int kRows = N == 1 ? 1 : kUp;
 #pragma unroll 1
         for (int first = 0; first < kUp; first += kRows) {
+          // Before any store, past which the compiler may not move a load.
           Vec<T, K> from[kRows][kUp];
 #pragma unroll
           for (int k = 0; k < kRows * kUp; ++k)
             from[k / kUp][k % kUp] = load<K>(content + (first * kUp + k) * step + y * width + x);
+          Vec<T, N> residual[kJoin == Join::kAdd ? kRows : 1][kVectors];
+          if constexpr (kJoin == Join::kAdd) {
+#pragma unroll
+            for (int s = 0; s < kRows * kVectors; ++s)
+              residual[s / kVectors][s % kVectors] =
+                  load<N>(other + to + (first + s / kVectors) * wide + s % kVectors * N);
+          }
 #pragma unroll
           for (int i = 0; i < kRows; ++i) {
 #pragma unroll
             for (int s = 0; s < kVectors; ++s) {
-              const int at = to + (first + i) * wide + s * N;
-              Vec<T, N> row, residual;
-              if constexpr (kJoin == Join::kAdd) residual = load<N>(other + at);
+              Vec<T, N> row;
 #pragma unroll
               for (int e = 0; e < N; ++e) {
                 const int k = s * N + e;
                 const A read = widen(from[i][k % kUp].v[k / kUp]);
                 A value = leaky(read, read, slope);
-                if constexpr (kJoin == Join::kAdd) value += widen(residual.v[e]);
+                if constexpr (kJoin == Join::kAdd) value += widen(residual[i][s].v[e]);
                 row.v[e] = static_cast<T>(value);
               }
-              store<N>(out + at, row);
+              store<N>(out + to + (first + i) * wide + s * N, row);
             }
           }
         }
@@ -109,18 +115,25 @@ __global__ void __launch_bounds__(kThreads)
         Pixel<T, C, kParts, N, kGroup> pixel;
         pixel.load_from(p, a.content + (row * width + x) * channels * kParts, c);
 #pragma unroll
-        for (int k = 0; k < kParts; ++k) {
-          const int64_t at = (first + k / kUp * wide + k % kUp) * outer + c;
-          Vec<T, C> out, residual;
-          if constexpr (kJoin == Join::kAdd) residual = load<C>(a.other + at);
+        for (int i = 0; i < kUp; ++i) {
+          const int64_t at = (first + i * wide) * outer + c;
+          Vec<T, C> residual[kUp];  // loaded before any store of the row
+          if constexpr (kJoin == Join::kAdd) {
 #pragma unroll
-          for (int e = 0; e < C; ++e) {
-            const A read = widen(pixel.at(k, e));
-            A value = leaky(read, read, slope);
-            if constexpr (kJoin == Join::kAdd) value += widen(residual.v[e]);
-            out.v[e] = static_cast<T>(value);
+            for (int j = 0; j < kUp; ++j) residual[j] = load<C>(a.other + at + j * outer);
           }
-          store<C>(a.out + at, out);
+#pragma unroll
+          for (int j = 0; j < kUp; ++j) {
+            Vec<T, C> out;
+#pragma unroll
+            for (int e = 0; e < C; ++e) {
+              const A read = widen(pixel.at(i * kUp + j, e));
+              A value = leaky(read, read, slope);
+              if constexpr (kJoin == Join::kAdd) value += widen(residual[j].v[e]);
+              out.v[e] = static_cast<T>(value);
+            }
+            store<C>(a.out + at + j * outer, out);
+          }
         }
       }
     }
@@ -149,20 +162,20 @@ cudaError_t launch_nhwc(const Problem& p, const ForwardArgs<T>& a, cudaStream_t 
 
 template <typename T>
 cudaError_t forward_cuda(const Problem& p, const ForwardArgs<T>& a, cudaStream_t stream) {
-  constexpr int V = kVec16<T>;
   const bool aligned = all_aligned(a.content, a.other, a.out);
   return for_upscale(p.upscale, [&](auto up) {
     constexpr int kUp = decltype(up)::value;
     return for_bool(a.join == Join::kAdd, [&](auto add) {
       constexpr Join kJoin = decltype(add)::value ? Join::kAdd : Join::kConcat;
       if (p.channels_last) {
-        if (!aligned || p.channels % V != 0 || p.outer_channels % V != 0)
+        constexpr int C = kWidth<T, kUp, true>;
+        if (!aligned || p.channels % C != 0 || p.outer_channels % C != 0)
           return launch_nhwc<T, kUp, 1, 1, kJoin, Group::kElement>(p, a, stream);
-        return p.order == Order::kDcr ? launch_nhwc<T, kUp, V, V, kJoin, Group::kDcr>(p, a, stream)
-                                      : launch_nhwc<T, kUp, V, V, kJoin, Group::kCrd>(p, a, stream);
+        return p.order == Order::kDcr ? launch_nhwc<T, kUp, C, C, kJoin, Group::kDcr>(p, a, stream)
+                                      : launch_nhwc<T, kUp, C, C, kJoin, Group::kCrd>(p, a, stream);
       }
-      constexpr int K = kRun<T, kUp>;
-      return aligned && p.width % K == 0 ? launch_nchw<T, kUp, K, V, kJoin>(p, a, stream)
+      constexpr int K = kRun<T, kUp>, N = kWidth<T, kUp, false>;
+      return aligned && p.width % K == 0 ? launch_nchw<T, kUp, K, N, kJoin>(p, a, stream)
                                          : launch_nchw<T, kUp, 1, 1, kJoin>(p, a, stream);
     });
   });
