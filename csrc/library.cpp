@@ -17,6 +17,15 @@ STABLE_TORCH_LIBRARY(TINYOPS_NAMESPACE, m) {
       "_gated_upsample_add_backward(Tensor grad, Tensor? low, Tensor? high, Tensor? gate_low, "
       "Tensor? gate_high, SymInt high_height, SymInt high_width, bool self_gate) "
       "-> (Tensor d_low, Tensor d_high, Tensor d_gate_low, Tensor d_gate_high)");
+  m.def(
+      "pixel_shuffle_concat(Tensor content, Tensor reference, *, int upscale=2, "
+      "float negative_slope=1.0, int order=0) -> Tensor");
+  m.def(
+      "pixel_shuffle_add(Tensor content, Tensor residual, *, int upscale=2, "
+      "float negative_slope=1.0, int order=0) -> Tensor");
+  m.def(
+      "_pixel_shuffle_backward(Tensor grad, Tensor? content, SymInt channels, int upscale, "
+      "float negative_slope, int order) -> Tensor");
 
   m.def(
       "nms(Tensor boxes, Tensor scores, float iou_threshold, *, Tensor? labels=None, "

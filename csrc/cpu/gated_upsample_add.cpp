@@ -5,15 +5,11 @@
 #include <new>
 
 #include "../ops/gated_upsample_add_check.h"
+#include "maps.h"
 
 namespace tinyops::gated_upsample_add {
 namespace {
 
-// Outputs above this size are written past the caches: below it, the next operator finds them there
-// (streaming a 1.3 MB output was seen 30 times slower than storing it).
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
-// Elements of work below which another thread does not pay.
-constexpr int64_t kGrain = 32768;
 // Pixels of a block in NCHW: its gates and sums stay in the L2 cache while channels pass by.
 // Smaller blocks would fit into L1, but memory is fastest when planes are walked from end to end.
 constexpr int64_t kBlockPixels = 65536;

@@ -11,6 +11,12 @@ from tinyops.ops.gated_upsample_add import (
 )
 from tinyops.ops.max_overlap import max_overlap
 from tinyops.ops.nms import nms, nms_reference
+from tinyops.ops.pixel_shuffle import (
+    pixel_shuffle_add,
+    pixel_shuffle_add_reference,
+    pixel_shuffle_concat,
+    pixel_shuffle_concat_reference,
+)
 from tinyops.ops.sample_negatives import (
     sample_negatives,
     sample_negatives_from_boxes,
@@ -30,6 +36,10 @@ __all__ = [
     "max_overlap",
     "nms",
     "nms_reference",
+    "pixel_shuffle_add",
+    "pixel_shuffle_add_reference",
+    "pixel_shuffle_concat",
+    "pixel_shuffle_concat_reference",
     "sample_negatives",
     "sample_negatives_from_boxes",
     "sample_negatives_padded",
@@ -41,6 +51,7 @@ __all__ = [
 
 OPERATORS = (  # a file of this name each
     "gated_upsample_add",
+    "pixel_shuffle",
     "nms",
     "soft_nms",
     "stitch_tiles",
@@ -52,5 +63,5 @@ OPERATORS = (  # a file of this name each
 
 
 def modules() -> list[ModuleType]:
-    """The module of every operator. Its function has the same name and hides it as an attribute."""
+    """The module of every operator. A function of the same name hides it as an attribute."""
     return [import_module(f"tinyops.ops.{name}") for name in OPERATORS]
