@@ -17,6 +17,19 @@ STABLE_TORCH_LIBRARY(TINYOPS_NAMESPACE, m) {
       "_gated_upsample_add_backward(Tensor grad, Tensor? low, Tensor? high, Tensor? gate_low, "
       "Tensor? gate_high, SymInt high_height, SymInt high_width, bool self_gate) "
       "-> (Tensor d_low, Tensor d_high, Tensor d_gate_low, Tensor d_gate_high)");
+  m.def(
+      "avg_max_pool(Tensor features, Tensor? valid=None) -> (Tensor mean, Tensor max, Tensor "
+      "index)");
+  m.def(
+      "_avg_max_pool_backward(Tensor d_mean, Tensor d_max, Tensor index, Tensor? valid, "
+      "SymInt height, SymInt width, bool channels_last) -> Tensor");
+  m.def(
+      "balanced_l1_sums(Tensor prediction, Tensor target, Tensor boxes, Tensor image_ids, "
+      "Tensor? valid=None, *, float scale) -> (Tensor total, Tensor positive, Tensor cells)");
+  m.def(
+      "_balanced_l1_sums_backward(Tensor d_total, Tensor d_positive, Tensor prediction, "
+      "Tensor target, Tensor boxes, Tensor image_ids, Tensor? valid, float scale, "
+      "bool need_prediction, bool need_target) -> (Tensor d_prediction, Tensor d_target)");
 
   m.def(
       "nms(Tensor boxes, Tensor scores, float iou_threshold, *, Tensor? labels=None, "
