@@ -26,6 +26,19 @@ STABLE_TORCH_LIBRARY(TINYOPS_NAMESPACE, m) {
   m.def(
       "_pixel_shuffle_backward(Tensor grad, Tensor? content, SymInt channels, int upscale, "
       "float negative_slope, int order) -> Tensor");
+  m.def(
+      "avg_max_pool(Tensor features, Tensor? valid=None) -> (Tensor mean, Tensor max, Tensor "
+      "index)");
+  m.def(
+      "_avg_max_pool_backward(Tensor d_mean, Tensor d_max, Tensor index, Tensor? valid, "
+      "SymInt height, SymInt width, bool channels_last) -> Tensor");
+  m.def(
+      "balanced_l1_sums(Tensor prediction, Tensor target, Tensor boxes, Tensor image_ids, "
+      "Tensor? valid=None, *, float scale) -> (Tensor total, Tensor positive, Tensor cells)");
+  m.def(
+      "_balanced_l1_sums_backward(Tensor d_total, Tensor d_positive, Tensor prediction, "
+      "Tensor target, Tensor boxes, Tensor image_ids, Tensor? valid, float scale, "
+      "bool need_prediction, bool need_target) -> (Tensor d_prediction, Tensor d_target)");
 
   m.def(
       "nms(Tensor boxes, Tensor scores, float iou_threshold, *, Tensor? labels=None, "

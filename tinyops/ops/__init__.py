@@ -4,6 +4,12 @@ from importlib import import_module
 from types import ModuleType
 
 from tinyops.ops.attention_targets import attention_targets, attention_targets_reference
+from tinyops.ops.avg_max_pool import avg_max_pool, avg_max_pool_reference
+from tinyops.ops.balanced_l1 import (
+    balanced_l1,
+    balanced_l1_sums,
+    balanced_l1_sums_reference,
+)
 from tinyops.ops.gated_upsample_add import (
     gated_upsample_add,
     gated_upsample_add_,
@@ -30,6 +36,11 @@ from tinyops.ops.topk_per_target import topk_per_target
 __all__ = [
     "attention_targets",
     "attention_targets_reference",
+    "avg_max_pool",
+    "avg_max_pool_reference",
+    "balanced_l1",
+    "balanced_l1_sums",
+    "balanced_l1_sums_reference",
     "gated_upsample_add",
     "gated_upsample_add_",
     "gated_upsample_add_reference",
@@ -52,6 +63,8 @@ __all__ = [
 OPERATORS = (  # a file of this name each
     "gated_upsample_add",
     "pixel_shuffle",
+    "avg_max_pool",
+    "balanced_l1",
     "nms",
     "soft_nms",
     "stitch_tiles",

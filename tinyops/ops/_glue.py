@@ -69,6 +69,28 @@ def register_autocast(name: str, *, in_place: bool = False) -> None:
         torch.library.impl(name, key)(kernel)
 
 
+def register_autocast_of_pair(name: str, first: str, second: str) -> None:
+    """Under autocast, run operator `name` on two tensors of different dtypes in the wider one.
+
+    For sums that are accumulated in float32 and that no convolution follows: a rounding before them
+    would only lose bits, and a copy in float32 of tensors that agree would only take time.
+    """
+    names = [argument.name for argument in operator(name)._schema.arguments]
+
+    for key in ("AutocastCPU", "AutocastCUDA"):
+
+        def kernel(*args: Any, key: str = key, **kwargs: Any) -> Any:
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            a, b = named[first], named[second]
+            if a.dtype != b.dtype and {a.dtype, b.dtype} <= {*FLOAT_DTYPES[:3]}:
+                named |= {first: a.to(torch.float32), second: b.to(torch.float32)}
+            with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
+                return operator(name)(**named)
+
+        operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
+        torch.library.impl(name, key)(kernel)
+
+
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     """Make a second derivative through `backward` an error, never a silent zero.
 

@@ -1,5 +1,6 @@
 """Argument checks that feature operators share: rank, type, device and size of a map."""
 
+import torch
 from torch import Tensor
 
 from tinyops.ops._glue import FLOAT_DTYPES, check, dtype_text, shape_text
@@ -38,3 +39,19 @@ def _check_rank(op: str, name: str, x: Tensor) -> None:
         x.dim() == 4,
         f"{op}: {name} must have 4 dimensions [N, C, H, W], got {shape_text(x.shape)}",
     )
+
+
+def check_valid(op: str, valid: Tensor | None, leader: str, like: Tensor, images: int) -> None:
+    """One (height, width) per image. As csrc/ops/valid_check.h: values are not looked at."""
+    if valid is None:
+        return
+    check(
+        tuple(valid.shape) == (images, 2),
+        f"{op}: valid must be [{images}, 2], height and width of every image, got "
+        f"{shape_text(valid.shape)}",
+    )
+    check(
+        valid.device == like.device,
+        f"{op}: valid must be on {like.device} like {leader}, got {valid.device}",
+    )
+    check(valid.dtype == torch.int64, f"{op}: valid must be int64, got {dtype_text(valid.dtype)}")
