@@ -18,6 +18,19 @@ STABLE_TORCH_LIBRARY(TINYOPS_NAMESPACE, m) {
       "Tensor? gate_high, SymInt high_height, SymInt high_width, bool self_gate) "
       "-> (Tensor d_low, Tensor d_high, Tensor d_gate_low, Tensor d_gate_high)");
 
+  m.def("difference_map(Tensor reconstruction, Tensor image, Tensor? valid=None) -> Tensor");
+  m.def(
+      "_difference_map_backward(Tensor grad, Tensor reconstruction, Tensor image, Tensor? valid) "
+      "-> Tensor");
+  m.def(
+      "difference_gate(Tensor features, Tensor channel_weight, Tensor difference, "
+      "Tensor threshold, *, int resize=0, int ste=0) -> Tensor");
+  m.def(
+      "_difference_gate_backward(Tensor grad, Tensor features, Tensor channel_weight, "
+      "Tensor difference, Tensor threshold, int resize, bool need_features, "
+      "bool need_channel_weight, bool need_difference, bool need_threshold) "
+      "-> (Tensor d_features, Tensor d_channel_weight, Tensor d_difference, Tensor d_threshold)");
+
   m.def(
       "nms(Tensor boxes, Tensor scores, float iou_threshold, *, Tensor? labels=None, "
       "Tensor? image_ids=None, int metric=0, int offset=0, bool check=True) -> Tensor");

@@ -4,6 +4,8 @@ from importlib import import_module
 from types import ModuleType
 
 from tinyops.ops.attention_targets import attention_targets, attention_targets_reference
+from tinyops.ops.difference_gate import difference_gate, difference_gate_reference
+from tinyops.ops.difference_map import difference_map, difference_map_reference
 from tinyops.ops.gated_upsample_add import (
     gated_upsample_add,
     gated_upsample_add_,
@@ -24,6 +26,10 @@ from tinyops.ops.topk_per_target import topk_per_target
 __all__ = [
     "attention_targets",
     "attention_targets_reference",
+    "difference_gate",
+    "difference_gate_reference",
+    "difference_map",
+    "difference_map_reference",
     "gated_upsample_add",
     "gated_upsample_add_",
     "gated_upsample_add_reference",
@@ -41,6 +47,8 @@ __all__ = [
 
 OPERATORS = (  # a file of this name each
     "gated_upsample_add",
+    "difference_map",
+    "difference_gate",
     "nms",
     "soft_nms",
     "stitch_tiles",
