@@ -40,6 +40,19 @@ STABLE_TORCH_LIBRARY(TINYOPS_NAMESPACE, m) {
       "Tensor target, Tensor boxes, Tensor image_ids, Tensor? valid, float scale, "
       "bool need_prediction, bool need_target) -> (Tensor d_prediction, Tensor d_target)");
 
+  m.def("difference_map(Tensor reconstruction, Tensor image, Tensor? valid=None) -> Tensor");
+  m.def(
+      "_difference_map_backward(Tensor grad, Tensor reconstruction, Tensor image, Tensor? valid) "
+      "-> Tensor");
+  m.def(
+      "difference_gate(Tensor features, Tensor channel_weight, Tensor difference, "
+      "Tensor threshold, *, int resize=0, int ste=0) -> Tensor");
+  m.def(
+      "_difference_gate_backward(Tensor grad, Tensor features, Tensor channel_weight, "
+      "Tensor difference, Tensor threshold, int resize, bool need_features, "
+      "bool need_channel_weight, bool need_difference, bool need_threshold) "
+      "-> (Tensor d_features, Tensor d_channel_weight, Tensor d_difference, Tensor d_threshold)");
+
   m.def(
       "nms(Tensor boxes, Tensor scores, float iou_threshold, *, Tensor? labels=None, "
       "Tensor? image_ids=None, int metric=0, int offset=0, bool check=True) -> Tensor");

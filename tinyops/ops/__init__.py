@@ -10,6 +10,8 @@ from tinyops.ops.balanced_l1 import (
     balanced_l1_sums,
     balanced_l1_sums_reference,
 )
+from tinyops.ops.difference_gate import difference_gate, difference_gate_reference
+from tinyops.ops.difference_map import difference_map, difference_map_reference
 from tinyops.ops.gated_upsample_add import (
     gated_upsample_add,
     gated_upsample_add_,
@@ -41,6 +43,10 @@ __all__ = [
     "balanced_l1",
     "balanced_l1_sums",
     "balanced_l1_sums_reference",
+    "difference_gate",
+    "difference_gate_reference",
+    "difference_map",
+    "difference_map_reference",
     "gated_upsample_add",
     "gated_upsample_add_",
     "gated_upsample_add_reference",
@@ -65,6 +71,8 @@ OPERATORS = (  # a file of this name each
     "pixel_shuffle",
     "avg_max_pool",
     "balanced_l1",
+    "difference_map",
+    "difference_gate",
     "nms",
     "soft_nms",
     "stitch_tiles",

@@ -45,24 +45,27 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
     return a_begin < b_end and b_begin < a_end
 
 
-def register_autocast(name: str, *, in_place: bool = False) -> None:
+def register_autocast(name: str, *, in_place: bool = False, wide: Sequence[str] = ()) -> None:
     """Under autocast, run operator `name` in autocast's dtype, as a convolution would.
 
     Feature operators are memory-bound and the convolution after them casts anyway; their arithmetic
     is float32 inside. float64 tensors are left alone, as in torch. An operator that writes into its
-    first argument follows the dtype of that argument instead.
+    first argument follows the dtype of that argument instead. The arguments named in `wide` become
+    float32, as those of a loss do.
     """
+    names = [a.name for a in operator(name)._schema.arguments]
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 
         def kernel(*args: Any, device: str = device, key: str = key, **kwargs: Any) -> Any:
             dtype = args[0].dtype if in_place else torch.get_autocast_dtype(device)
 
-            def cast(x: Any) -> Any:
+            def cast(argument: str, x: Any) -> Any:
                 narrower = isinstance(x, Tensor) and x.dtype in FLOAT_DTYPES[:3]
-                return x.to(dtype) if narrower else x
+                return x.to(torch.float32 if argument in wide else dtype) if narrower else x
 
             with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
-                return operator(name)(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
+                options = {k: cast(k, v) for k, v in kwargs.items()}
+                return operator(name)(*map(cast, names, args), **options)
 
         # Once for eager calls, once for tensors that Python dispatches (tracing, subclasses).
         operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
