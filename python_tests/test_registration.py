@@ -9,7 +9,11 @@ from backends import ROOT
 
 import tinyops
 
-FEATURE_OPERATORS = ("gated_upsample_add",)  # with gradients, and Triton kernels
+FEATURE_OPERATORS = (  # with gradients, and Triton kernels
+    "gated_upsample_add",
+    "difference_map",
+    "difference_gate",
+)
 BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
     "nms",
     "soft_nms",

@@ -20,7 +20,7 @@ constexpr int kUnroll = 2;                    // channels that a thread loads to
 
 // A thread owns V cells in every 16th channel.
 template <typename T, typename D, int V>
-__global__ void __launch_bounds__(kPositions* kSlices)
+__global__ void __launch_bounds__(kPositions* kSlices, 2)
     backward_nchw_kernel(Problem p, BackwardArgs<T, D> a, Divider row_of_cell, int vectors,
                          int blocks) {
   using A = acc_t<T>;
@@ -34,10 +34,12 @@ __global__ void __launch_bounds__(kPositions* kSlices)
          block += static_cast<int>(gridDim.x)) {
       for (int k = slice * kPositions + column; k < kPositions * V; k += kPositions * kSlices) {
         const int64_t cell = int64_t{block} * kPositions * V + k;
-        const int y = cell < cells ? row_of_cell(static_cast<int>(cell)) : 0;
-        if (cell < cells)
-          factors[k] = factor_of<A>(p, a.difference + n * p.map_pixels(), threshold, y,
-                                    static_cast<int>(cell) - y * p.width);
+        if (cell >= cells) continue;
+        const int y = row_of_cell(static_cast<int>(cell));
+        A factor[1];
+        factors_of(p, a.difference + n * p.map_pixels(), threshold, y,
+                   static_cast<int>(cell) - y * p.width, factor);
+        factors[k] = factor[0];
       }
       __syncthreads();
       const int64_t v = int64_t{block} * kPositions + column, at = v * V;
@@ -104,7 +106,7 @@ constexpr int kBlockCells = kWarps * kCells * kTurns;
 // A block owns kBlockCells neighbouring cells, a warp every kWarps-th group of kCells of them; its
 // lanes share the channels, 32 V at a time.
 template <typename T, typename D, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     backward_nhwc_kernel(Problem p, BackwardArgs<T, D> a, Divider row_of_cell, Divider row_of_pixel,
                          int blocks) {
   using A = acc_t<T>;

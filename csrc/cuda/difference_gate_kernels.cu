@@ -16,7 +16,7 @@ constexpr int kCells = 4;  // of a warp in NHWC
 
 // A thread owns V cells of a row in `share` channels. x: vectors, y: shares of channels.
 template <typename T, typename D, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     forward_nchw_kernel(Problem p, ForwardArgs<T, D> a, Divider row_of, int vectors, int share) {
   using A = acc_t<T>;
   const int64_t cells = p.cells();
@@ -28,9 +28,7 @@ __global__ void __launch_bounds__(kThreads)
       const int y = row_of(static_cast<int>(v)), x = (static_cast<int>(v) - y * per_row) * V;
       const int at = y * p.width + x;
       A factor[V];
-#pragma unroll
-      for (int e = 0; e < V; ++e)
-        factor[e] = factor_of<A>(p, a.difference + n * p.map_pixels(), threshold, y, x + e);
+      factors_of(p, a.difference + n * p.map_pixels(), threshold, y, x, factor);
       for (int64_t first = int64_t{blockIdx.y} * share; first < p.channels;
            first += int64_t{gridDim.y} * share) {
         const int64_t last = first + share < p.channels ? first + share : p.channels;

@@ -18,25 +18,32 @@ __device__ __forceinline__ A factor_from(const Problem& p, unsigned codes) {
   return A(1) + static_cast<A>(codes) / static_cast<A>(2 * p.block_pixels());
 }
 
-// 1 + mask of cell (y, x), by one thread.
-template <typename A, typename D>
-__device__ A factor_of(const Problem& p, const D* difference, acc_t<D> threshold, int y, int x) {
+// 1 + mask of the V cells from (y, x) on, by one thread. Nearest is the maximum of a single pixel.
+template <int V, typename A, typename D>
+__device__ __forceinline__ void factors_of(const Problem& p, const D* difference,
+                                           acc_t<D> threshold, int y, int x, A (&factors)[V]) {
   const D* block = difference + first_pixel(p, y, x);
-  if (p.resize == Resize::kNearest)
-    return factor_from<A>(p, code_of(cuda::widen(block[0]), threshold));
   const int width = static_cast<int>(p.map_width());
-  unsigned codes = 0;
-  for (int r = 0; r < p.block_rows; ++r) {
-#pragma unroll 4
-    for (int k = 0; k < p.block_columns; ++k) {
-      const unsigned code = code_of(cuda::widen(block[r * width + k]), threshold);
-      codes = p.resize == Resize::kArea ? codes + code : codes > code ? codes : code;
+  const int rows = p.resize == Resize::kNearest ? 1 : p.block_rows;
+  const int columns = p.resize == Resize::kNearest ? 1 : p.block_columns;
+  unsigned codes[V] = {};
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r) {
+#pragma unroll 1
+    for (int k = 0; k < columns; ++k) {
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const D pixel = block[r * width + e * p.block_columns + k];
+        const unsigned code = code_of(cuda::widen(pixel), threshold);
+        codes[e] = p.resize == Resize::kArea ? codes[e] + code : codes[e] > code ? codes[e] : code;
+      }
     }
   }
-  return factor_from<A>(p, codes);
+#pragma unroll
+  for (int e = 0; e < V; ++e) factors[e] = factor_from<A>(p, codes[e]);
 }
 
-// The same by the 32 lanes of a warp together.
+// 1 + mask of cell (y, x), by the 32 lanes of a warp together.
 template <typename A, typename D>
 __device__ A warp_factor_of(const Problem& p, const D* difference, acc_t<D> threshold,
                             const Divider& row_of_pixel, int y, int x, int lane) {
