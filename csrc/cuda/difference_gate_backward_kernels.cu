@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kPositions* kSlices, 2)
 
 // ---- NHWC ---------------------------------------------------------------------------------------
 
-constexpr int kCells = 4, kTurns = 2;  // a warp loads kCells cells together, kTurns times
+constexpr int kCells = 2, kTurns = 4;  // a warp loads kCells cells together, kTurns times
 constexpr int kBlockCells = kWarps * kCells * kTurns;
 
 // A block owns kBlockCells neighbouring cells, a warp every kWarps-th group of kCells of them; its
