@@ -101,6 +101,19 @@ class Detector(nn.Module):
             check_targets(targets, images, self.num_classes)
             dtype = torch.promote_types(batch.pixels.dtype, torch.float32)
             truth = collate_targets(targets, factors=factors, dtype=dtype)
+        detections, losses = self.run(batch, truth)
+        if truth is not None:
+            return losses
+        assert detections is not None
+        return [
+            {**found, "boxes": _to_image(found["boxes"], factor, image)}
+            for found, factor, image in zip(detections, factors, images, strict=True)
+        ]
+
+    def run(
+        self, batch: ImageBatch, truth: GroundTruth | None
+    ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
+        """Detections in pixels of the batch, or with `truth` the losses of all parts."""
         levels, aux = self.neck(self.backbone(batch.pixels))
         shown: Any = None
         if self.refiner is not None:
@@ -110,17 +123,12 @@ class Detector(nn.Module):
             losses |= cast("Any", self.neck).losses(aux, batch, truth)
             if self.refiner is not None:
                 losses |= cast("Any", self.refiner).losses(shown, batch, truth)
-            return losses
-        assert detections is not None
-        return [
-            {**found, "boxes": _to_image(found["boxes"], factor, image)}
-            for found, factor, image in zip(detections, factors, images, strict=True)
-        ]
+        return detections, losses
 
     def heads(
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None
     ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
-        """Detections in pixels of the batch, or with `truth` losses."""
+        """Detections in pixels of the batch, or with `truth` the losses of the heads."""
         raise NotImplementedError
 
 

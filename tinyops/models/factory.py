@@ -10,7 +10,9 @@ from typing import Any
 
 from tinyops.models import recipes
 from tinyops.models.detectors import Detector
+from tinyops.models.efpn import EFPNDetector
 from tinyops.nn import resnet
+from tinyops.nn.efpn import EFPN
 from tinyops.nn.fpn import FPN
 from tinyops.nn.srtod import SelfReconstruction
 from tinyops.nn.sspnet import SSPNet
@@ -28,12 +30,16 @@ class System:
         neck: (channels of the backbone, own channels, strides, settings) -> the neck.
         settings: what its paper changes, by the names of keyword arguments.
         refiner: (channels, strides of the neck, settings) -> the refiner, or None.
+        extension: (what `detector` made, settings) -> the model, or None: that is the model.
+        without: names of backbones that it cannot have.
     """
 
     detector: Recipe
     neck: Recipe
     settings: Mapping[str, Any]
     refiner: Recipe | None = None
+    extension: Recipe | None = None
+    without: tuple[str, ...] = ()
 
 
 SYSTEMS: dict[str, System] = {
@@ -65,6 +71,13 @@ SYSTEMS: dict[str, System] = {
     "cascade_rcnn_rfla_srtod": System(
         recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
     ),
+    "faster_rcnn_efpn": System(
+        recipes.faster_rcnn,
+        EFPN,
+        recipes.FPN_TWO_STAGE,
+        extension=EFPNDetector.extend,
+        without=("bh_resnet_fine",),
+    ),
 }
 BACKBONES: dict[str, Recipe] = {
     "resnet18": resnet.resnet18,
@@ -82,7 +95,12 @@ HIDDEN = ("weights", "norm_layer", "refiner")  # keyword arguments that are no o
 
 def list_models() -> list[str]:
     """The names that `create` knows, besides those with `timm:` and the name of a timm model."""
-    return [f"{system}_{backbone}" for system in SYSTEMS for backbone in BACKBONES]
+    return [
+        f"{name}_{backbone}"
+        for name, system in SYSTEMS.items()
+        for backbone in BACKBONES
+        if backbone not in system.without
+    ]
 
 
 def create(
@@ -121,8 +139,11 @@ def create(
         "neck": system.neck,
         "detector": system.detector,
     }
-    if system.refiner is not None:
-        makers["refiner"] = system.refiner
+    makers |= {
+        part: make
+        for part in ("refiner", "extension")
+        if (make := getattr(system, part)) is not None
+    }
     parts = _share_out(settings, makers, name)
     if backbone.startswith(TIMM):
         body = _timm(backbone.removeprefix(TIMM), weights=weights, **parts["backbone"])
@@ -133,6 +154,8 @@ def create(
         refiner = system.refiner(pyramid.channels, pyramid.strides, **parts["refiner"])
         parts["detector"]["refiner"] = refiner
     model: Detector = system.detector(body, pyramid, num_classes, **parts["detector"])
+    if system.extension is not None:
+        model = system.extension(model, **parts["extension"])
     if weights is not None and isinstance(body, resnet.ResNet):  # these follow from weights
         frozen = {"frozen_stages": body.frozen_stages, "norm_eval": body.norm_eval}
         recipe = {**recipe, **frozen}
