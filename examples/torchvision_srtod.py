@@ -18,10 +18,13 @@ from tinyops.nn.srtod import Reconstruction, SelfReconstruction
 class EnhancedPyramid(nn.Module):
     """A pyramid of torchvision whose finest map, of stride 4, is enhanced."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, pyramid: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.pyramid = pyramid
-        self.out_channels: Any = pyramid.out_channels
+        self.out_channels: Any = pyramid.out_channels  # torchvision asks for it
         self.srtod = SelfReconstruction(self.out_channels, strides=(4,))
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
