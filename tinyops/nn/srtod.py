@@ -245,14 +245,14 @@ class SelfReconstruction(nn.Module):
                 valid, cells = sizes, -(-sizes // self.stride)
         difference = self._difference(reconstruction, image, valid)
         threshold = self.threshold.to(difference.dtype)
-        if self._calibrating():
+        if self.training and not self._is_calibrated():
             self._calibrate(difference.detach(), valid)
             # No gradient, but one of 0: DistributedDataParallel waits for that of every parameter.
             threshold = self.threshold.detach().to(difference.dtype) + 0 * threshold
         enhanced = _difference_gate(
             features,
             self.channel_gate(features, cells).to(features.dtype),
-            difference,
+            difference if self.ste == "identity" else difference.detach(),
             threshold,
             resize=self.resize,
             ste=self.ste,
@@ -280,11 +280,10 @@ class SelfReconstruction(nn.Module):
         lacking = high_pass(lacking, self.high_frequency)
         return _difference_map(lacking, torch.zeros_like(lacking), valid)
 
-    def _calibrating(self) -> bool:
-        if self.training and not self._calibrated:
-            # A GPU is waited for in the first batches alone.
+    def _is_calibrated(self) -> bool:
+        if not self._calibrated:  # until then, a GPU is waited for
             self._calibrated = int(self.seen) >= self.calibration
-        return self.training and not self._calibrated
+        return self._calibrated
 
     @torch.no_grad()
     def _calibrate(self, difference: Tensor, valid: Tensor | None) -> None:
