@@ -54,7 +54,7 @@ TARGETS_OF_ONE_CLASS = [target((10, 10, 18, 22), (40, 30, 49, 38)), target()]
 
 
 def test_list():
-    assert set(list_models()) == {f"{pair}_{b}" for pair in PAIRS for b in BACKBONES}
+    assert {f"{pair}_{b}" for pair in PAIRS for b in BACKBONES} <= set(list_models())
     assert len(list_models()) == len(set(list_models()))
 
 
