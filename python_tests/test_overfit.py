@@ -72,7 +72,7 @@ def measure(found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) ->
     return sized_ap(truth, results, iou_thresholds=(0.5,))["all", 0.5]
 
 
-@pytest.mark.parametrize("neck", ["fpn", "sspnet"])
+@pytest.mark.parametrize("neck", ["fpn", "sspnet", "rfla"])
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_four_pictures_are_learnt(detector, neck):
     torch.manual_seed(0)
