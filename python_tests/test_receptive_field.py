@@ -149,7 +149,9 @@ class Mixing(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, 2, padding=1)
         self.norm = nn.GroupNorm(2, 8)
-        self.gate = nn.Conv2d(8, 8, 1)
+        self.gate = nn.Sequential(
+            nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        )  # no batch of 1 in training
         self.across = nn.Conv1d(1, 1, 5, padding=2)
 
     def forward(self, x):
