@@ -14,6 +14,8 @@ NAMES = (
     "cascade_rcnn_fpn_resnet_nano",
     "retinanet_fpn_resnet_nano",
     "faster_rcnn_srtod_resnet_nano",
+    "faster_rcnn_rfla_resnet_nano",
+    "retinanet_rfla_resnet_nano",
 )
 SMALL = {"neck_channels": 16}
 SMALL_HEADS = {"head_channels": 32, "rpn_samples": 32, "samples": 32, "proposals": [60, 60]}

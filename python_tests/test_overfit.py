@@ -20,7 +20,7 @@ TWO_STAGES = {
 }
 DETECTORS = {"faster_rcnn": TWO_STAGES, "cascade_rcnn": TWO_STAGES, "retinanet": {"convs": 1}}
 SYSTEMS = [
-    *(f"{detector}_{neck}" for detector in DETECTORS for neck in ("fpn", "sspnet")),
+    *(f"{detector}_{neck}" for detector in DETECTORS for neck in ("fpn", "sspnet", "rfla")),
     "faster_rcnn_srtod",
 ]
 
