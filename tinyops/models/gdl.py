@@ -30,13 +30,14 @@ weights of the losses, the regions, nor the training, all of which are our readi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from tinyops.models.detectors import IMAGENET_MEAN, IMAGENET_STD
-from tinyops.models.gdl_detectors import CropGDL, GDLDetector, Weights
+from tinyops.models.gdl_detectors import CropGDL, FeatureGDL, GDLDetector, Weights
 from tinyops.models.recipes import Neck, faster_rcnn
-from tinyops.nn.discriminator import Discriminator
+from tinyops.nn.discriminator import SLOPE, Discriminator
 from tinyops.nn.generator import Generator
 from tinyops.nn.sampling import RandomSampler
 
@@ -46,7 +47,7 @@ def faster_rcnn_gdl(
     neck: Neck,
     num_classes: int,
     *,
-    refiner: nn.Module | None = None,
+    mode: str = "crop",
     crop_size: int = 32,
     crop_context: float = 1.5,
     crop_samples: int = 64,
@@ -77,7 +78,7 @@ def faster_rcnn_gdl(
     weighted_proposals: bool = False,
     pre_nms: Sequence[int] = (2000, 1000),
     proposals: Sequence[int] = (1000, 1000),
-    scale: float = 1.0,
+    scale: float | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> GDLDetector:
@@ -88,13 +89,15 @@ def faster_rcnn_gdl(
         neck: levels of strides 4 to 64, say.
         num_classes: objects only.
         refiner: of the levels, see `Detector`.
-        crop_size: height and width of a crop at low resolution; see `CropGDL`.
+        mode: what is restored: "crop", see `CropGDL`, or "feature", see `FeatureGDL`.
+        crop_size: height and width of a crop at low resolution. This, all down to
+            `upscale`, and the discriminator's are for crops alone.
         crop_context: sides of a crop / sides of the box.
         crop_samples: crops per image that generator and discriminator learn from, up to a quarter
             of them with objects.
         crops: per image at most, in evaluation.
         small: boxes with a shorter side than this, in pixels, are restored in evaluation.
-        upscale: of the generator.
+        upscale: of crops; features are always enlarged by 2.
         generator_width: channels; see `Generator`.
         generator_blocks: residual blocks.
         generator_norms: with batch norms.
@@ -119,7 +122,7 @@ def faster_rcnn_gdl(
         weighted_proposals: hard proposals are drawn more often.
         pre_nms: anchors of every level that become boxes, in training and in evaluation.
         proposals: at most so many per image, likewise.
-        scale: of the images, see `Detector`; mean and std, too.
+        scale: of the images, see `Detector`; None: 1 with crops, and 2 with features.
         mean: of the channels.
         std: of the channels.
 
@@ -130,7 +133,6 @@ def faster_rcnn_gdl(
         backbone,
         neck,
         num_classes,
-        refiner=refiner,
         anchor_scales=anchor_scales,
         anchor_ratios=anchor_ratios,
         weighted_negatives=weighted_negatives,
@@ -145,40 +147,59 @@ def faster_rcnn_gdl(
         pre_nms=pre_nms,
         proposals=proposals,
     )
-    weights = Weights(
-        mse_weight, tv_weight, adversarial_weight, class_weight, box_weight, saturating
-    )
-    generator = Generator(
-        3,
-        width=generator_width,
-        blocks=generator_blocks,
-        upscale=upscale,
-        norms=generator_norms,
-    )
+    if mode not in ("crop", "feature"):
+        raise ValueError(f"mode must be 'crop' or 'feature', got {mode!r}")
+    options: dict[str, Any] = {
+        "weights": Weights(
+            mse_weight, tv_weight, adversarial_weight, class_weight, box_weight, saturating
+        ),
+        "num_classes": num_classes,
+        "mean": mean,
+        "std": std,
+    }
+    parts = backbone, neck, base.rpn, base.roi_heads
+    game = adversarial_weight > 0
+    body: dict[str, Any] = {
+        "width": generator_width,
+        "blocks": generator_blocks,
+        "norms": generator_norms,
+    }
+    if mode == "feature":
+        return FeatureGDL(
+            *parts,
+            generator=Generator(neck.channels, upscale=2, kernel=3, **body),
+            critic=_critic(neck.channels, head_channels) if game else None,
+            scale=2.0 if scale is None else scale,
+            **options,
+        )
     discriminator = Discriminator(
         3,
         upscale * crop_size,
         num_classes,
         width=discriminator_width,
         hidden=discriminator_hidden,
-        realness=adversarial_weight > 0,
+        realness=game,
     )
     return CropGDL(
-        backbone,
-        neck,
-        base.rpn,
-        base.roi_heads,
-        generator=generator,
+        *parts,
+        generator=Generator(upscale=upscale, **body),
         discriminator=discriminator,
-        weights=weights,
         sampler=RandomSampler(crop_samples, 0.25),
         size=crop_size,
         context=crop_context,
         small=small,
         most=crops,
-        refiner=refiner,
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        scale=scale,
+        scale=1.0 if scale is None else scale,
+        **options,
+    )
+
+
+def _critic(channels: int, hidden: int, size: int = 7) -> nn.Module:
+    """Pooled features [S, channels, size, size] -> logits [S] of being real."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * size * size, hidden),
+        nn.LeakyReLU(SLOPE),
+        nn.Linear(hidden, 1),
+        nn.Flatten(0),
     )
