@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -100,7 +101,7 @@ def folder_of_data(options: argparse.Namespace) -> Path:
     return folder
 
 
-def overrides(options: argparse.Namespace, layout: str) -> dict[str, object]:
+def overrides(options: argparse.Namespace, layout: str) -> dict[str, Any]:
     """Settings of a model."""
     alike = {k: v for k, v in ALIKE.items() if "RFLA" not in layout or k != "anchor_scales"}
     return {**alike, **dict(map(_pair, shlex.split(options.small)))}

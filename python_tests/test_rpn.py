@@ -15,7 +15,7 @@ from detection import (
 )
 
 from tinyops.nn.anchors import AnchorGenerator
-from tinyops.nn.assign import BACKGROUND, match_by_overlap
+from tinyops.nn.assign import BACKGROUND, OverlapAssigner, match_by_overlap
 from tinyops.nn.boxes import clip, decode, encode
 from tinyops.nn.dense import best_of_rows
 from tinyops.nn.rpn import STDS, RegionProposalNetwork
@@ -112,7 +112,7 @@ def test_predictions_of_samples_are_those_of_the_dense_layers_and_so_are_gradien
 
 
 def test_no_samples_give_losses_and_gradients_of_zero():
-    rpn = network(positive=0.7, negative=0.0, least_best=2.0)
+    rpn = network(assigner=OverlapAssigner(positive=0.7, negative=0.0, least_best=2.0))
     batch = batch_of((64, 64))
     levels = [x.requires_grad_() for x in pyramid(batch)]
     _, losses = rpn(levels, batch, truth(target()))

@@ -101,7 +101,20 @@ class Detector(nn.Module):
             check_targets(targets, images, self.num_classes)
             dtype = torch.promote_types(batch.pixels.dtype, torch.float32)
             truth = collate_targets(targets, factors=factors, dtype=dtype)
-        levels, aux = self.features(batch)
+        detections, losses = self.run(batch, truth)
+        if truth is not None:
+            return losses
+        assert detections is not None
+        return [
+            {**found, "boxes": _to_image(found["boxes"], factor, image)}
+            for found, factor, image in zip(detections, factors, images, strict=True)
+        ]
+
+    def run(
+        self, batch: ImageBatch, truth: GroundTruth | None
+    ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
+        """Detections in pixels of the batch, or with `truth` the losses of all parts."""
+        levels, aux = self.neck(self.backbone(batch.pixels))
         shown: Any = None
         if self.refiner is not None:
             levels, shown = self.refiner(levels, batch)
@@ -110,22 +123,12 @@ class Detector(nn.Module):
             losses |= cast("Any", self.neck).losses(aux, batch, truth)
             if self.refiner is not None:
                 losses |= cast("Any", self.refiner).losses(shown, batch, truth)
-            return losses
-        assert detections is not None
-        return [
-            {**found, "boxes": _to_image(found["boxes"], factor, image)}
-            for found, factor, image in zip(detections, factors, images, strict=True)
-        ]
-
-    def features(self, batch: ImageBatch) -> tuple[list[Tensor], Any]:
-        """What the neck gives: levels, and what its own losses are computed from."""
-        features: tuple[list[Tensor], Any] = self.neck(self.backbone(batch.pixels))
-        return features
+        return detections, losses
 
     def heads(
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None
     ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
-        """Detections in pixels of the batch, or with `truth` losses."""
+        """Detections in pixels of the batch, or with `truth` the losses of the heads."""
         raise NotImplementedError
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 from tinyops.models import gdl, recipes
 from tinyops.models.detectors import Detector
+from tinyops.models.efpn import EFPNDetector
 from tinyops.nn import resnet
+from tinyops.nn.efpn import EFPN
 from tinyops.nn.fpn import FPN
+from tinyops.nn.srtod import SelfReconstruction
 from tinyops.nn.sspnet import SSPNet
 from tinyops.nn.timm_backbone import TimmBackbone
 
@@ -27,22 +30,57 @@ class System:
         neck: (channels of the backbone, own channels, strides, settings) -> the neck.
         settings: what its paper changes, by the names of keyword arguments.
         refiner: (channels, strides of the neck, settings) -> the refiner, or None.
+        extension: (what `detector` made, settings) -> the model, or None: that is the model.
+        without: names of backbones that it cannot have.
     """
 
     detector: Recipe
     neck: Recipe
     settings: Mapping[str, Any]
     refiner: Recipe | None = None
+    extension: Recipe | None = None
+    without: tuple[str, ...] = ()
 
 
 SYSTEMS: dict[str, System] = {
     "faster_rcnn_fpn": System(recipes.faster_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "faster_rcnn_sspnet": System(recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
-    "faster_rcnn_gdl": System(gdl.faster_rcnn_gdl, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_fpn": System(recipes.cascade_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_sspnet": System(recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
     "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),
     "retinanet_sspnet": System(recipes.retinanet, SSPNet, recipes.SSPNET_ONE_STAGE),
+    "faster_rcnn_srtod": System(
+        recipes.faster_rcnn, FPN, recipes.SRTOD_TWO_STAGE, SelfReconstruction
+    ),
+    "cascade_rcnn_srtod": System(
+        recipes.cascade_rcnn, FPN, recipes.SRTOD_TWO_STAGE, SelfReconstruction
+    ),
+    "retinanet_srtod": System(recipes.retinanet, FPN, recipes.SRTOD_ONE_STAGE, SelfReconstruction),
+    "faster_rcnn_sspnet_srtod": System(
+        recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE, SelfReconstruction
+    ),
+    "cascade_rcnn_sspnet_srtod": System(
+        recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE, SelfReconstruction
+    ),
+    "faster_rcnn_rfla": System(recipes.faster_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "cascade_rcnn_rfla": System(recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE),
+    "retinanet_rfla": System(recipes.retinanet, FPN, recipes.RFLA_ONE_STAGE),
+    "faster_rcnn_rfla_srtod": System(
+        recipes.faster_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
+    ),
+    "cascade_rcnn_rfla_srtod": System(
+        recipes.cascade_rcnn, FPN, recipes.RFLA_TWO_STAGE, SelfReconstruction
+    ),
+    "faster_rcnn_efpn": System(
+        recipes.faster_rcnn,
+        EFPN,
+        recipes.FPN_TWO_STAGE,
+        extension=EFPNDetector.extend,
+        without=("bh_resnet_fine",),
+    ),
+    "faster_rcnn_gdl": System(
+        recipes.faster_rcnn, FPN, recipes.FPN_TWO_STAGE, extension=gdl.extend
+    ),
 }
 BACKBONES: dict[str, Recipe] = {
     "resnet18": resnet.resnet18,
@@ -60,7 +98,12 @@ HIDDEN = ("weights", "norm_layer", "refiner")  # keyword arguments that are no o
 
 def list_models() -> list[str]:
     """The names that `create` knows, besides those with `timm:` and the name of a timm model."""
-    return [f"{system}_{backbone}" for system in SYSTEMS for backbone in BACKBONES]
+    return [
+        f"{name}_{backbone}"
+        for name, system in SYSTEMS.items()
+        for backbone in BACKBONES
+        if backbone not in system.without
+    ]
 
 
 def create(
@@ -99,8 +142,11 @@ def create(
         "neck": system.neck,
         "detector": system.detector,
     }
-    if system.refiner is not None:
-        makers["refiner"] = system.refiner
+    makers |= {
+        part: make
+        for part in ("refiner", "extension")
+        if (make := getattr(system, part)) is not None
+    }
     parts = _share_out(settings, makers, name)
     if backbone.startswith(TIMM):
         body = _timm(backbone.removeprefix(TIMM), weights=weights, **parts["backbone"])
@@ -111,6 +157,8 @@ def create(
         refiner = system.refiner(pyramid.channels, pyramid.strides, **parts["refiner"])
         parts["detector"]["refiner"] = refiner
     model: Detector = system.detector(body, pyramid, num_classes, **parts["detector"])
+    if system.extension is not None:
+        model = system.extension(model, **parts["extension"])
     if weights is not None and isinstance(body, resnet.ResNet):  # these follow from weights
         frozen = {"frozen_stages": body.frozen_stages, "norm_eval": body.norm_eval}
         recipe = {**recipe, **frozen}

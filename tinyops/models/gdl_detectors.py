@@ -246,7 +246,10 @@ class CropGDL(GDLDetector):
     ) -> dict[str, Tensor]:
         """See `GDLDetector`."""
         proposals, _ = self.rpn(levels, batch)
-        samples = self.roi_heads.sample(proposals, truth, len(batch.sizes), self.sampler)
+        every = self.roi_heads.candidates(proposals, truth)
+        samples = every.take(
+            *self.sampler(every.matches, every.boxes, every.image_ids, truth, len(batch.sizes))
+        )
         high = self.cut(batch, samples.boxes, samples.image_ids, self.generator.upscale)
         generated = self.generate(F.avg_pool2d(high, self.generator.upscale))
         losses = {}
@@ -342,12 +345,14 @@ class FeatureGDL(GDLDetector):
         """See `GDLDetector`."""
         return [x for x in (self.rpn, self.roi_heads, self.critic) if x is not None]
 
-    def features(self, batch: ImageBatch) -> tuple[list[Tensor], Any]:
-        """See `Detector.features`."""
-        if self.training or self.phase != "adversarial":
-            return super().features(batch)
+    def run(
+        self, batch: ImageBatch, truth: GroundTruth | None
+    ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
+        """See `Detector.run`."""
+        if truth is not None or self.phase != "adversarial":
+            return super().run(batch, truth)
         low = self.low_levels(batch)
-        return [self.generator(low[0]), *low[:-1]], None
+        return self.heads([self.generator(low[0]), *low[:-1]], batch, None)
 
     def low_levels(self, batch: ImageBatch) -> list[Tensor]:
         """The pyramid of the images at half their size."""

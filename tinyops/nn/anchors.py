@@ -50,24 +50,39 @@ class BatchAnchors:
 class AnchorGenerator(nn.Module):
     """Boxes of every scale and ratio around the corner (0, 0) of every cell.
 
-    An anchor of scale s and ratio r on stride t is t * s / sqrt(r) wide and t * s * sqrt(r) high;
-    its centre is (column * t, row * t). Sizes are not rounded, and strides are fixed numbers, as in
-    mmdet and unlike torchvision: both matter where objects are a few pixels large.
+    An anchor of scale s and ratio r on a level of stride t and size b is b * s / sqrt(r) wide and
+    b * s * sqrt(r) high; its centre is (column * t, row * t). Sizes are not rounded, and strides
+    are fixed numbers, as in mmdet and unlike torchvision: both matter where objects are a few
+    pixels large.
 
     Args:
         strides: of every level, in pixels.
-        scales: anchor size / stride; the same on all levels.
+        scales: anchor size / size of the level; the same on all levels.
         ratios: height / width.
+        sizes: of every level, in pixels; None: the strides.
     """
 
     def __init__(
-        self, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]
+        self,
+        strides: Sequence[int],
+        scales: Sequence[float],
+        ratios: Sequence[float],
+        *,
+        sizes: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        for name, values in (("strides", strides), ("scales", scales), ("ratios", ratios)):
+        sizes = strides if sizes is None else sizes
+        for name, values in (
+            ("strides", strides),
+            ("scales", scales),
+            ("ratios", ratios),
+            ("sizes", sizes),
+        ):
             if len(values) == 0 or min(values) <= 0:
                 raise ValueError(f"{name} must be numbers above 0, got {values}")
-        self.strides = tuple(strides)
+        if len(sizes) != len(strides):
+            raise ValueError(f"sizes must be one per stride ({len(strides)}), got {len(sizes)}")
+        self.strides, self.sizes = tuple(strides), tuple(sizes)
         self.scales = tuple(scales)
         self.ratios = tuple(ratios)
 
@@ -83,8 +98,8 @@ class AnchorGenerator(nn.Module):
         """
         self._check(levels)
         return [
-            self._level(x.shape[-2], x.shape[-1], stride, x)
-            for x, stride in zip(levels, self.strides, strict=True)
+            self._level(x.shape[-2], x.shape[-1], stride, size, x)
+            for x, stride, size in zip(levels, self.strides, self.sizes, strict=True)
         ]
 
     def of_batch(self, levels: Sequence[Tensor], batch: ImageBatch) -> BatchAnchors:
@@ -102,7 +117,8 @@ class AnchorGenerator(nn.Module):
         return BatchAnchors(anchors, inside, boxes, image_ids, rows)
 
     def extra_repr(self) -> str:
-        return f"strides={self.strides}, scales={self.scales}, ratios={self.ratios}"
+        sizes = "" if self.sizes == self.strides else f", sizes={self.sizes}"
+        return f"strides={self.strides}, scales={self.scales}, ratios={self.ratios}{sizes}"
 
     def _check(self, levels: Sequence[Tensor]) -> None:
         if len(levels) != len(self.strides):
@@ -110,10 +126,10 @@ class AnchorGenerator(nn.Module):
                 f"levels must be one per stride ({len(self.strides)}), got {len(levels)}"
             )
 
-    def _level(self, height: int, width: int, stride: int, like: Tensor) -> Tensor:
+    def _level(self, height: int, width: int, stride: int, size: float, like: Tensor) -> Tensor:
         dtype = torch.promote_types(like.dtype, torch.float32)
         halves = [
-            (stride * scale / ratio**0.5 / 2, stride * scale * ratio**0.5 / 2)
+            (size * scale / ratio**0.5 / 2, size * scale * ratio**0.5 / 2)
             for ratio in self.ratios
             for scale in self.scales
         ]

@@ -104,7 +104,7 @@ class CascadeRoIHeads(nn.Module):
     ) -> dict[str, Tensor]:
         losses = {}
         for k, stage in enumerate(self.stages):
-            samples = stage.sample(proposals, truth, len(batch.sizes))
+            samples = stage.sample(proposals, truth, len(batch.sizes), levels)
             logits, offsets = stage.predict(levels, samples.boxes, samples.image_ids)
             for name, loss in stage.losses(logits, offsets, samples, truth).items():
                 losses[f"stage{k + 1}_{name}"] = self.weights[k] * loss

@@ -40,11 +40,19 @@ class FPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """[N, C_k, h_k, w_k] each to ([N, channels, h_k, w_k] each and one level more, {})."""
+        return self.finish(self.merge(features)), {}
+
+    def merge(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps within: laterals and what comes from above, before the 3x3 convolutions."""
         merged = [conv(x) for conv, x in zip(self.lateral_convs, features, strict=True)]
         for k in range(len(merged) - 1, 0, -1):
             merged[k - 1] = gated_upsample_add(merged[k - 1], merged[k])
+        return merged
+
+    def finish(self, merged: Sequence[Tensor]) -> list[Tensor]:
+        """The levels from the maps within."""
         levels = [conv(x) for conv, x in zip(self.output_convs, merged, strict=True)]
-        return [*levels, F.max_pool2d(levels[-1], 1, stride=2)], {}
+        return [*levels, F.max_pool2d(levels[-1], 1, stride=2)]
 
     def losses(
         self, aux: dict[str, list[Tensor]], batch: ImageBatch, truth: GroundTruth

@@ -28,6 +28,20 @@ def box_loss(
 ) -> Tensor:
     """Smooth L1 between predicted and true offsets, summed over boxes and coordinates.
 
+    See `box_losses`.
+    """
+    return box_losses(offsets, boxes, anchors, stds, beta).sum()
+
+
+def box_losses(
+    offsets: Tensor,
+    boxes: Tensor,
+    anchors: Tensor,
+    stds: tuple[float, float, float, float],
+    beta: float = 0.0,
+) -> Tensor:
+    """[K] smooth L1 between predicted and true offsets, summed over the coordinates of every box.
+
     0.5 * d^2 / beta where d = |predicted - true| < beta, else d - beta / 2; L1 with beta = 0.
 
     Args:
@@ -39,4 +53,5 @@ def box_loss(
     """
     targets = encode(boxes, anchors, stds)
     offsets = at_least_float32(offsets)
-    return F.smooth_l1_loss(offsets, targets.to(offsets.dtype), beta=beta, reduction="sum")
+    targets = targets.to(offsets.dtype)
+    return F.smooth_l1_loss(offsets, targets, beta=beta, reduction="none").sum(1)

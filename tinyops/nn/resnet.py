@@ -64,7 +64,7 @@ class ResNet(nn.Module):
             )
         if not 0 <= frozen_stages <= len(depths):
             raise ValueError(f"frozen_stages must be in 0..{len(depths)}, got {frozen_stages}")
-        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self.frozen_stages, self.norm_eval, self.stem_pool = frozen_stages, norm_eval, stem_pool
         self.channels = tuple(width * block.expansion for width in widths)
         stem = stem_stride * (2 if stem_pool else 1)
         self.strides = tuple(accumulate(strides, lambda a, b: a * b, initial=stem))[1:]
@@ -114,10 +114,22 @@ class ResNet(nn.Module):
             return []
         return [self.conv1, self.bn1, *self._layers()[: self.frozen_stages]]
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """[N, 3, H, W] normalised pixels to [N, channels[k], H / strides[k], W / strides[k]]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
-        levels = []
+    def forward(self, pixels: Tensor, extended: bool = False) -> list[Tensor]:
+        """[N, 3, H, W] normalised pixels to [N, channels[k], H / strides[k], W / strides[k]].
+
+        Args:
+            pixels: of the images.
+            extended: put C2' before the others: the first stage, with the same weights, on the stem
+                before its pooling; like C2, at twice its resolution (EFPN, table I).
+
+        Raises:
+            ValueError: for `extended` where the stem does not end in a pooling.
+        """
+        if extended and not self.stem_pool:
+            raise ValueError("extended must be False for a stem without pooling, got True")
+        x = self.relu(self.bn1(self.conv1(pixels)))
+        levels = [self._layers()[0](x)] if extended else []
+        x = self.maxpool(x)
         for layer in self._layers():
             x = layer(x)
             levels.append(x)

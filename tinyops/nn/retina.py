@@ -6,21 +6,23 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import distance_box_iou_loss, sigmoid_focal_loss
 
 from tinyops.nn.anchors import AnchorGenerator, BatchAnchors
-from tinyops.nn.assign import IGNORED, match_by_overlap
+from tinyops.nn.assign import IGNORED, Assigner, OverlapAssigner
 from tinyops.nn.batch import GroundTruth, ImageBatch
+from tinyops.nn.boxes import decode
 from tinyops.nn.dense import best_candidates, init_normal
 from tinyops.nn.distributed import count_over_processes
 from tinyops.nn.losses import at_least_float32, box_loss
 from tinyops.nn.postprocess import SUPPRESSIONS, Detections, split_detections, suppress
 
 STDS = (1.0, 1.0, 1.0, 1.0)
+REGRESSIONS = ("l1", "diou")
 
 
 class RetinaHead(nn.Module):
-    """Two towers of convolutions, shared by all levels, with focal and L1 loss.
+    """Two towers of convolutions, shared by all levels, with focal loss and a loss of boxes.
 
     The defaults are mmdet's; "adaptive" settings for tiny objects are a matter of the anchors, and
     of a neck that begins at stride 4.
@@ -30,13 +32,12 @@ class RetinaHead(nn.Module):
         anchors: of the levels.
         num_classes: objects only; every class has a sigmoid of its own.
         convs: 3x3 convolutions of each tower.
-        positive: IoU from which an anchor is an object.
-        negative: IoU below which it is background.
-        least_best: objects without such an anchor take their best ones from this IoU on.
-        ignore_above: share of a background anchor inside ignored regions above which it is ignored.
+        assigner: says which object every anchor belongs to; default: by IoU, an object from 0.5
+            on, background below 0.4, and all objects take their best anchors.
         alpha: weight of objects in the focal loss.
         gamma: its exponent.
         prior: score of every class at the start.
+        regression: the loss of boxes: "l1" of the offsets; "diou", 1 - DIoU of the decoded boxes.
         beta: of the smooth L1 loss of the offsets; 0 is L1.
         pre_nms: how many of the best of every level and image are decoded.
         score_threshold: detections have a greater score; Soft-NMS drops those that fall below.
@@ -45,7 +46,7 @@ class RetinaHead(nn.Module):
         max_per_image: detections.
 
     Raises:
-        ValueError: for an unknown kind of suppression.
+        ValueError: for an unknown kind of suppression or loss of boxes.
     """
 
     def __init__(
@@ -55,13 +56,11 @@ class RetinaHead(nn.Module):
         num_classes: int,
         *,
         convs: int = 4,
-        positive: float = 0.5,
-        negative: float = 0.4,
-        least_best: float = 0.0,
-        ignore_above: float = 0.5,
+        assigner: Assigner | None = None,
         alpha: float = 0.25,
         gamma: float = 2.0,
         prior: float = 0.01,
+        regression: str = "l1",
         beta: float = 0.0,
         pre_nms: int = 1000,
         score_threshold: float = 0.05,
@@ -72,11 +71,13 @@ class RetinaHead(nn.Module):
         super().__init__()
         if nms not in SUPPRESSIONS:
             raise ValueError(f"nms must be one of {SUPPRESSIONS}, got {nms!r}")
+        if regression not in REGRESSIONS:
+            raise ValueError(f"regression must be one of {REGRESSIONS}, got {regression!r}")
         self.anchors = anchors
         self.num_classes = num_classes
-        self.positive, self.negative, self.least_best = positive, negative, least_best
-        self.ignore_above = ignore_above
-        self.alpha, self.gamma, self.beta = alpha, gamma, beta
+        self.assigner = assigner or OverlapAssigner(positive=0.5, negative=0.4, least_best=0.0)
+        self.alpha, self.gamma = alpha, gamma
+        self.regression, self.beta = regression, beta
         self.pre_nms, self.score_threshold = pre_nms, score_threshold
         self.nms, self.nms_threshold = nms, nms_threshold
         self.max_per_image = max_per_image
@@ -129,15 +130,7 @@ class RetinaHead(nn.Module):
         truth: GroundTruth,
     ) -> dict[str, Tensor]:
         """The losses of `forward`."""
-        matches = match_by_overlap(
-            anchors.boxes,
-            anchors.image_ids,
-            truth,
-            positive=self.positive,
-            negative=self.negative,
-            least_best=self.least_best,
-            ignore_above=self.ignore_above,
-        )
+        matches = self.assigner(anchors.boxes, anchors.image_ids, truth)
         positives = (matches >= 0).nonzero()[:, 0]
         objects = matches[positives]
         flat = at_least_float32(anchors.select(logits))
@@ -146,13 +139,12 @@ class RetinaHead(nn.Module):
         focal = sigmoid_focal_loss(flat, targets, self.alpha, self.gamma, reduction="none")
         counts = (matches != IGNORED).to(focal.dtype)
         divisor = count_over_processes(len(positives), flat)
-        boxes = box_loss(
-            anchors.select(offsets)[positives],
-            truth.boxes[objects],
-            anchors.boxes[positives],
-            STDS,
-            self.beta,
-        )
+        moved, wanted = anchors.select(offsets)[positives], truth.boxes[objects]
+        priors = anchors.boxes[positives]
+        if self.regression == "diou":
+            boxes = distance_box_iou_loss(decode(moved, priors, STDS), wanted, reduction="sum")
+        else:
+            boxes = box_loss(moved, wanted, priors, STDS, self.beta)
         return {
             "retina_classes": (focal * counts[:, None]).sum() / divisor,
             "retina_boxes": boxes / divisor,

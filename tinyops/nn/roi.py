@@ -7,16 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from tinyops.nn.assign import match_by_overlap
+from tinyops.nn.assign import BACKGROUND, match_by_overlap
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.boxes import clip, decode
 from tinyops.nn.distributed import count_over_processes
-from tinyops.nn.losses import at_least_float32, box_loss
+from tinyops.nn.losses import at_least_float32, box_losses
 from tinyops.nn.postprocess import SUPPRESSIONS, Detections, split_detections, suppress
 from tinyops.nn.rpn import Proposals
-from tinyops.nn.sampling import RandomSampler
+from tinyops.nn.sampling import HardSampler, RandomSampler
 
 Stds = tuple[float, float, float, float]
+
+
+def sides_of(boxes: Tensor) -> Tensor:
+    """[K] the side of the square of the area of every box [K, 4]."""
+    return ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
 
 
 class RoIPool(nn.Module):
@@ -42,8 +47,9 @@ class RoIPool(nn.Module):
 
     def choose_levels(self, boxes: Tensor) -> Tensor:
         """The level [K] int64 of every box [K, 4]."""
-        sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-        levels = (sides / self.finest_scale + 1e-6).log2().floor()  # 1e-6: as released in mmdet
+        levels = (
+            (sides_of(boxes) / self.finest_scale + 1e-6).log2().floor()
+        )  # 1e-6: as released in mmdet
         return levels.clamp(0, len(self.strides) - 1).long()
 
     def forward(self, levels: list[Tensor], boxes: Tensor, image_ids: Tensor) -> Tensor:
@@ -138,6 +144,30 @@ class Samples:
     added: Tensor
 
 
+@dataclass(frozen=True)
+class Candidates(Proposals):
+    """What a second stage may learn from: proposals, and then objects.
+
+    Attributes:
+        matches: [R] int64, the object of each, BACKGROUND or IGNORED.
+        proposals: how many are no objects.
+    """
+
+    matches: Tensor
+    proposals: int
+
+    def take(self, positives: Tensor, negatives: Tensor) -> Samples:
+        """The candidates of these indices [P] and [Q]."""
+        chosen = torch.cat([positives, negatives])
+        return Samples(
+            self.boxes[chosen],
+            self.scores[chosen],
+            self.image_ids[chosen],
+            self.matches[positives],
+            chosen >= self.proposals,
+        )
+
+
 class RoIHeads(nn.Module):
     """Classes and better boxes for proposals, and their losses (Fast R-CNN, as in mmdet).
 
@@ -209,7 +239,7 @@ class RoIHeads(nn.Module):
             None and the losses, or the detections of every image, best first, and no losses.
         """
         if truth is not None:
-            samples = self.sample(proposals, truth, len(batch.sizes))
+            samples = self.sample(proposals, truth, len(batch.sizes), levels)
             logits, offsets = self.predict(levels, samples.boxes, samples.image_ids)
             return None, self.losses(logits, offsets, samples, truth)
         boxes, image_ids = proposals.boxes, proposals.image_ids
@@ -222,21 +252,24 @@ class RoIHeads(nn.Module):
         proposals: Proposals,
         truth: GroundTruth,
         num_images: int,
-        sampler: RandomSampler | None = None,
+        levels: list[Tensor] | None = None,
     ) -> Samples:
         """Choose what to learn from among proposals and objects, which count as proposals too.
 
-        Args:
-            proposals: of all images.
-            truth: their objects.
-            num_images: of this process.
-            sampler: instead of the one of the heads.
+        With `HardSampler` all of them are looked at before; that alone needs the levels.
         """
-        sampler = sampler or self.sampler
+        every = self.candidates(proposals, truth)
+        scores = every.scores
+        if isinstance(self.sampler, HardSampler):
+            assert levels is not None
+            scores = self._losses_of_all(levels, every, truth)
+        return every.take(
+            *self.sampler(every.matches, every.boxes, every.image_ids, truth, num_images, scores)
+        )
+
+    def candidates(self, proposals: Proposals, truth: GroundTruth) -> Candidates:
+        """Proposals and objects, and which object each belongs to."""
         count, added = len(proposals.boxes), len(truth.boxes)
-        boxes = torch.cat([proposals.boxes, truth.boxes])
-        image_ids = torch.cat([proposals.image_ids, truth.image_ids])
-        scores = torch.cat([proposals.scores, proposals.scores.new_ones(added)])
         matches = match_by_overlap(
             proposals.boxes,
             proposals.image_ids,
@@ -245,16 +278,25 @@ class RoIHeads(nn.Module):
             negative=self.negative,
             ignore_above=self.ignore_above,
         )
-        matches = torch.cat([matches, torch.arange(added, device=matches.device)])
-        positives, negatives = sampler(matches, boxes, image_ids, truth, num_images, scores)
-        chosen = torch.cat([positives, negatives])
-        return Samples(
-            boxes[chosen],
-            scores[chosen],
-            image_ids[chosen],
-            matches[positives],
-            chosen >= count,
+        return Candidates(
+            torch.cat([proposals.boxes, truth.boxes]),
+            torch.cat([proposals.scores, proposals.scores.new_ones(added)]),
+            torch.cat([proposals.image_ids, truth.image_ids]),
+            torch.cat([matches, torch.arange(added, device=matches.device)]),
+            count,
         )
+
+    def _losses_of_all(self, levels: list[Tensor], every: Candidates, truth: GroundTruth) -> Tensor:
+        """[R] the loss of every candidate, class and box; 0 of those that are IGNORED."""
+        positives = (every.matches >= 0).nonzero()[:, 0]
+        negatives = (every.matches == BACKGROUND).nonzero()[:, 0]
+        used = every.take(positives, negatives)
+        logits, offsets = self.predict(levels, used.boxes, used.image_ids)
+        classes, boxes = self.losses_of_each(logits, offsets, used, truth)
+        losses = classes.new_zeros(len(every.boxes))
+        losses[negatives] = classes[len(positives) :]
+        losses[positives] = classes[: len(positives)] + boxes
+        return losses
 
     def predict(
         self, levels: list[Tensor], boxes: Tensor, image_ids: Tensor
@@ -267,20 +309,26 @@ class RoIHeads(nn.Module):
         self, logits: Tensor, offsets: Tensor, samples: Samples, truth: GroundTruth
     ) -> dict[str, Tensor]:
         """Cross entropy of the samples and L1 of the offsets of positives, per sample."""
+        classes, boxes = self.losses_of_each(logits, offsets, samples, truth)
+        divisor = count_over_processes(len(classes), logits)
+        return {"roi_classes": classes.sum() / divisor, "roi_boxes": boxes.sum() / divisor}
+
+    def losses_of_each(
+        self, logits: Tensor, offsets: Tensor, samples: Samples, truth: GroundTruth
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy [S] of the samples and L1 [P] of the offsets of positives."""
         objects = samples.objects
         count = len(objects)
         labels = samples.image_ids.new_zeros(len(samples.boxes))
         labels[:count] = truth.labels[objects]
-        divisor = count_over_processes(len(labels), logits)
-        classes = F.cross_entropy(logits, labels, reduction="sum")
-        boxes = box_loss(
+        boxes = box_losses(
             self._of_label(offsets[:count], labels[:count]),
             truth.boxes[objects],
             samples.boxes[:count],
             self.stds,
             self.beta,
         )
-        return {"roi_classes": classes / divisor, "roi_boxes": boxes / divisor}
+        return F.cross_entropy(logits, labels, reduction="none"), boxes
 
     def detect(
         self,

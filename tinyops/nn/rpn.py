@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyops.nn.anchors import AnchorGenerator, BatchAnchors
-from tinyops.nn.assign import match_by_overlap
+from tinyops.nn.assign import Assigner, OverlapAssigner
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.dense import best_candidates, init_normal
 from tinyops.nn.distributed import count_over_processes
@@ -46,10 +46,8 @@ class RegionProposalNetwork(nn.Module):
         anchors: of the levels.
         sampler: of the anchors that the losses are computed on; default: 256 of every image, up to
             half of them positive, drawn evenly.
-        positive: IoU from which an anchor is an object.
-        negative: IoU below which it is background.
-        least_best: objects without such an anchor take their best ones from this IoU on.
-        ignore_above: share of a background anchor inside ignored regions above which it is ignored.
+        assigner: says which object every anchor belongs to; default: by IoU, an object from 0.7
+            on, background below 0.3, and objects take their best anchors from 0.3 on.
         pre_nms: how many of the best anchors of every level and image are decoded, in training and
             in evaluation.
         post_nms: how many proposals of every image there are at most, likewise.
@@ -65,10 +63,7 @@ class RegionProposalNetwork(nn.Module):
         anchors: AnchorGenerator,
         *,
         sampler: RandomSampler | None = None,
-        positive: float = 0.7,
-        negative: float = 0.3,
-        least_best: float = 0.3,
-        ignore_above: float = 0.5,
+        assigner: Assigner | None = None,
         pre_nms: tuple[int, int] = (2000, 1000),
         post_nms: tuple[int, int] = (1000, 1000),
         nms_threshold: float = 0.7,
@@ -78,8 +73,7 @@ class RegionProposalNetwork(nn.Module):
         super().__init__()
         self.anchors = anchors
         self.sampler = sampler or RandomSampler(256, 0.5)
-        self.positive, self.negative, self.least_best = positive, negative, least_best
-        self.ignore_above = ignore_above
+        self.assigner = assigner or OverlapAssigner(positive=0.7, negative=0.3, least_best=0.3)
         self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
         self.beta = beta
         self.whole_anchors = whole_anchors
@@ -162,15 +156,7 @@ class RegionProposalNetwork(nn.Module):
         """The losses of `forward`."""
         if self.whole_anchors:
             anchors = anchors.whole(batch)
-        matches = match_by_overlap(
-            anchors.boxes,
-            anchors.image_ids,
-            truth,
-            positive=self.positive,
-            negative=self.negative,
-            least_best=self.least_best,
-            ignore_above=self.ignore_above,
-        )
+        matches = self.assigner(anchors.boxes, anchors.image_ids, truth)
         positives, negatives = self.sampler(
             matches, anchors.boxes, anchors.image_ids, truth, len(batch.sizes)
         )

@@ -155,6 +155,42 @@ class WeightedNegativeSampler(RandomSampler):
         )
 
 
+class HardSampler(RandomSampler):
+    """The boxes of greatest loss (online hard example mining, Shrivastava et al. 2016).
+
+    Of every image the hardest positives, up to `positive_fraction`, then the hardest negatives;
+    boxes that overlap are not thinned (as EFPN's code was released; the paper has NMS here).
+
+    Args:
+        num_samples: boxes of every image.
+        positive_fraction: at most this part of them is positive.
+    """
+
+    def forward(
+        self,
+        matches: Tensor,
+        boxes: Tensor,
+        image_ids: Tensor,
+        truth: GroundTruth,
+        num_images: int,
+        scores: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `RandomSampler.forward`, with the loss of every box as its score, hardest first."""
+        assert scores is not None
+        order = scores.argsort(descending=True, stable=True)
+        most = image_ids.new_full((num_images,), int(self.num_samples * self.positive_fraction))
+        positives = _first(order[matches[order] >= 0], image_ids, most)
+        rest = self.num_samples - image_ids[positives].bincount(minlength=num_images)
+        return positives, _first(order[matches[order] == BACKGROUND], image_ids, rest)
+
+
+def _first(rows: Tensor, image_ids: Tensor, counts: Tensor) -> Tensor:
+    """The first counts[k] of the rows of every image k, image after image."""
+    ids, order = image_ids[rows].sort(stable=True)
+    rank = torch.arange(len(ids), device=ids.device) - torch.searchsorted(ids, ids)
+    return rows[order[rank < counts[ids]]]
+
+
 def _draw_evenly(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
     zeros = torch.zeros(candidates.shape, device=candidates.device)
     return sample_negatives(zeros, zeros, candidates, count, generator=generator, check=False)

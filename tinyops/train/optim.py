@@ -26,11 +26,14 @@ def make_optimizer(
         momentum: of "sgd"; "adamw" has betas 0.9 and 0.999.
         weight_decay: decoupled from the gradient with "adamw".
         decay_all: False: parameters with fewer than two dimensions, which are biases and the
-            weights of norms, do not decay.
+            weights of norms, do not decay. What a module names in `no_decay`, own parameters that
+            0 is no natural value of, never does.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    decays = [p for p in parameters if decay_all or p.dim() > 1]
-    rest = [p for p in parameters if not decay_all and p.dim() <= 1]
+    kept = {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "no_decay", ())}
+    decays = [p for p in parameters if id(p) not in kept and (decay_all or p.dim() > 1)]
+    chosen = {id(p) for p in decays}
+    rest = [p for p in parameters if id(p) not in chosen]
     groups: list[dict[str, Any]] = [{"params": decays}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if not groups:
