@@ -23,6 +23,10 @@ from tinyops.ops import (
     gated_upsample_add_reference,
     max_overlap,
     nms,
+    pixel_shuffle_add,
+    pixel_shuffle_add_reference,
+    pixel_shuffle_concat,
+    pixel_shuffle_concat_reference,
     sample_negatives,
     sample_negatives_from_boxes,
     soft_nms,
@@ -101,6 +105,52 @@ def check_gated_upsample_add(device: torch.device) -> Iterator[str]:
         low, *others = (x.detach() for x in inputs)
         gated_upsample_add_(low, *others, **options)
         compare([low], [expected], f"in place {what}")
+        yield what
+
+
+# Upscale, channels of the shuffled content and of the reference, size of content, elements by which
+# the memory is misaligned.
+PIXEL_SHUFFLE = (
+    (2, 16, 8, (3, 16), 0),  # vectors in both layouts
+    (3, 8, 16, (2, 8), 0),
+    (4, 8, 8, (2, 8), 0),
+    (2, 5, 3, (3, 5), 0),  # one element at a time
+    (3, 1, 0, (1, 1), 0),
+    (2, 16, 8, (3, 16), 1),
+    (4, 8, 8, (2, 33), 1),
+)
+
+
+def check_pixel_shuffle(device: torch.device) -> Iterator[str]:
+    forms = {
+        "concat": (pixel_shuffle_concat, pixel_shuffle_concat_reference),
+        "add": (pixel_shuffle_add, pixel_shuffle_add_reference),
+    }
+    cases = itertools.product(
+        PIXEL_SHUFFLE, TOLERANCES, LAYOUTS, forms, ((1.0, "crd"), (0.1, "crd"), (0.1, "dcr"))
+    )
+    for (r, c, other, (h, w), offset), dtype, layout, form, (slope, order) in cases:
+        what = f"{form} {r} {c} {other} {h}x{w} {offset} {dtype} {layout} {slope} {order}"
+
+        def random(
+            *size: int, dtype: torch.dtype = dtype, layout: torch.memory_format = layout
+        ) -> Tensor:
+            return torch.randn(2, *size).to(dtype).contiguous(memory_format=layout)
+
+        content, joined = random(c * r * r, h, w), other if form == "concat" else c
+        tensors = [content, random(joined, r * h, r * w)]
+        options: dict[str, Any] = {"upscale": r, "negative_slope": slope, "order": order}
+        function, reference = forms[form]
+
+        exact = [x.double().requires_grad_() for x in tensors]
+        expected = reference(*exact, **options)
+        grad = random(*expected.shape[1:])
+        gradients = torch.autograd.grad(expected, exact, grad.double())
+
+        inputs = [place(x, device, offset).requires_grad_() for x in tensors]
+        out = function(*inputs, **options)
+        results = torch.autograd.grad(out, inputs, place(grad, device, offset))
+        compare([out, *results], [expected, *gradients], what)
         yield what
 
 
@@ -223,6 +273,7 @@ def check_attention_targets(device: torch.device) -> Iterator[str]:
 
 CHECKS = {
     "gated_upsample_add": check_gated_upsample_add,
+    "pixel_shuffle": check_pixel_shuffle,
     "nms": check_nms,
     "soft_nms": check_soft_nms,
     "stitch_tiles": check_stitch_tiles,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyops.models import recipes
+from tinyops.models import gdl, recipes
 from tinyops.models.detectors import Detector
 from tinyops.models.efpn import EFPNDetector
 from tinyops.nn import resnet
@@ -45,6 +45,7 @@ class System:
 SYSTEMS: dict[str, System] = {
     "faster_rcnn_fpn": System(recipes.faster_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "faster_rcnn_sspnet": System(recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
+    "faster_rcnn_gdl": System(gdl.faster_rcnn_gdl, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_fpn": System(recipes.cascade_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_sspnet": System(recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
     "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),

@@ -11,6 +11,8 @@ it, not as measured here:
                          bh_resnet50  57.89 (BH)
     retinanet_sspnet     resnet50     54.66 (SSPNet), 50.98 (BH)
                          bh_resnet50  52.70 (BH)
+    faster_rcnn_rfla     resnet50     48.86 (BH)
+                         bh_resnet50  52.27 (BH)
 
 and of SR-TOD (Hiyuur/SR-TOD) with resnet50, AP of AI-TOD's protocol on three data sets:
 
@@ -21,6 +23,9 @@ and of SR-TOD (Hiyuur/SR-TOD) with resnet50, AP of AI-TOD's protocol on three da
     cascade_rcnn_srtod              38.3          27.3          21.9
     retinanet_fpn                   27.3
     retinanet_srtod                 28.7
+    faster_rcnn_rfla                                            21.1 (RFLA)
+    cascade_rcnn_rfla               36.9          27.2          21.7
+    cascade_rcnn_rfla_srtod         39.0          27.8          21.8
 
 Rows without SR-TOD have other anchors and fewer proposals, at least on AI-TOD. RetinaNet with
 SR-TOD is not released: P3 is what the paper says. No source has SR-TOD on SSPNet's neck; these
@@ -71,10 +76,14 @@ SSPNET_TWO_STAGE = {
     "nms_threshold": 0.3,
     "max_per_image": 500,
 }
-# RFLA's, Chasel-Tsui/mmdet-rfla for AI-TOD: receptive fields as anchors, many proposals.
+FPN_ONE_STAGE = {"nms": "nms", "nms_threshold": 0.5, "max_per_image": 1000}
+SSPNET_ONE_STAGE = {"nms": "soft_nms", "nms_threshold": 0.3, "max_per_image": 500}
+
+# RFLA as released for AI-TOD (Chasel-Tsui/mmdet-rfla).
 RFLA = {
     "anchor_scales": (1.0,),
     "anchor_ratios": (0.5, 1.0, 2.0),
+    "rf_fraction": 0.5,
     "rfd": "rfd_kl",
     "nms": "nms",
     "nms_threshold": 0.5,
@@ -87,8 +96,6 @@ RFLA_TWO_STAGE = {
     "proposals": (3000, 3000),
 }
 RFLA_ONE_STAGE = {**RFLA, "pre_nms": 3000, "regression": "diou"}
-FPN_ONE_STAGE = {"nms": "nms", "nms_threshold": 0.5, "max_per_image": 1000}
-SSPNET_ONE_STAGE = {"nms": "soft_nms", "nms_threshold": 0.3, "max_per_image": 500}
 
 # SR-TOD as released for DroneSwarms; AI-TOD has anchor_scales (4,), VisDrone (6,). The proposals
 # and detections, which are many, are those of its AI-TOD and VisDrone.
@@ -120,11 +127,10 @@ def faster_rcnn(
     weighted_proposals: bool = False,
     pre_nms: Sequence[int] = (2000, 1000),
     proposals: Sequence[int] = (1000, 1000),
+    rf_fraction: float | None = None,
     rfd: str | None = None,
-    rf_fraction: float = 0.5,
     rf_topk: Sequence[int] = (3, 1),
     rf_decay: float = 0.9,
-    anchor_sizes: Sequence[float] | None = None,
     scale: float = 1.0,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -136,6 +142,10 @@ def faster_rcnn(
     MingboHong/SSPNet. It differs from the paper: weighted negatives are drawn among anchors alone,
     which have no confidence; 1000 proposals in training, not 2000; and L1, not smooth L1. It is
     tested at two scales, 2 and 3, the results of which are merged; here `scale` is one number.
+
+    With RFLA's settings the released configuration of Chasel-Tsui/mmdet-rfla, but for two things.
+    There offsets are learnt from anchors that the assignment has shrunk, while detection moves
+    whole ones. And its receptive fields are those of ResNet-50, whatever the backbone.
 
     Different from mmdet on purpose: padding has no anchors, and a positive in an ignored region
     stays positive.
@@ -159,12 +169,12 @@ def faster_rcnn(
             objectness. The paper's text; the released code does not.
         pre_nms: anchors of every level that become boxes, in training and in evaluation.
         proposals: at most so many per image, likewise.
-        rfd: RFLA: anchors as large as the receptive fields of the levels, assigned by rank in this
-            distance, "rfd_kl" or "rfd_w", see `HierarchicalAssigner`; None: by IoU.
-        rf_fraction: RFLA: share of the receptive field that the anchors fill.
-        rf_topk: RFLA: anchors per object in the two steps.
-        rf_decay: RFLA: by which anchors shrink for the second step.
-        anchor_sizes: of every level, in pixels, instead of strides or receptive fields.
+        rf_fraction: size of a level as a share of its receptive field (RFLA), see
+            `receptive_fields`; None: its stride.
+        rfd: distance in which anchors are assigned to objects by rank (RFLA), "rfd_kl" or "rfd_w",
+            see `HierarchicalAssigner`; None: by IoU.
+        rf_topk: then, anchors per object in the two steps.
+        rf_decay: then, by which anchors shrink for the second step.
         scale: of the images, see `Detector`; mean and std, too.
         mean: of the channels.
         std: of the channels.
@@ -172,17 +182,8 @@ def faster_rcnn(
     Raises:
         ValueError: for settings that are not of two phases, or are out of range.
     """
-    anchors, assigner = _anchors(
-        backbone,
-        neck.strides,
-        anchor_scales,
-        anchor_ratios,
-        anchor_sizes,
-        rfd,
-        rf_fraction,
-        rf_topk,
-        rf_decay,
-    )
+    anchors = _anchors(backbone, neck, anchor_scales, anchor_ratios, rf_fraction)
+    assigner = _assigner(rfd, rf_topk, rf_decay)
     head = BoxHead(neck.channels, hidden=head_channels, num_classes=num_classes)
     return TwoStageDetector(
         backbone,
@@ -224,11 +225,10 @@ def cascade_rcnn(
     weighted_proposals: bool = False,
     pre_nms: Sequence[int] = (2000, 1000),
     proposals: Sequence[int] = (2000, 1000),
+    rf_fraction: float | None = None,
     rfd: str | None = None,
-    rf_fraction: float = 0.5,
     rf_topk: Sequence[int] = (3, 1),
     rf_decay: float = 0.9,
-    anchor_sizes: Sequence[float] | None = None,
     scale: float = 1.0,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -241,17 +241,8 @@ def cascade_rcnn(
     (MingboHong/SSPNet, issue 20). With `weighted_proposals` every second stage draws by the
     objectness that the first stage gave.
     """
-    anchors, assigner = _anchors(
-        backbone,
-        neck.strides,
-        anchor_scales,
-        anchor_ratios,
-        anchor_sizes,
-        rfd,
-        rf_fraction,
-        rf_topk,
-        rf_decay,
-    )
+    anchors = _anchors(backbone, neck, anchor_scales, anchor_ratios, rf_fraction)
+    assigner = _assigner(rfd, rf_topk, rf_decay)
     heads = [
         BoxHead(neck.channels, hidden=head_channels, num_classes=num_classes, class_agnostic=True)
         for _ in range(3)
@@ -302,57 +293,26 @@ def retinanet(
     score_threshold: float = 0.05,
     convs: int = 4,
     pre_nms: int = 1000,
+    rf_fraction: float | None = None,
     rfd: str | None = None,
-    rf_fraction: float = 0.5,
     rf_topk: Sequence[int] = (3, 1),
     rf_decay: float = 0.9,
-    anchor_sizes: Sequence[float] | None = None,
     scale: float = 1.0,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> OneStageDetector:
     """RetinaNet from stride 4 on, with anchors from twice the stride ("adap" of TOV_mmdetection).
 
+    See `faster_rcnn` for the arguments, and `RetinaHead` for regression, convs and pre_nms.
+
     With sspnet it is our reading: that configuration is not released (levels of strides 4 to 64
     reproduce the cost that BH prints, 260 GMAC; anchors are those of fpn, and no negatives are
-    drawn, since all count: MingboHong/SSPNet, issue 20). Different from mmdet, whose RetinaNet does
-    not look at ignored regions: background anchors in them are left out of the loss.
-
-    Args:
-        backbone: of the detector, and so is the neck.
-        neck: levels of strides 4 to 64, say.
-        num_classes: objects only.
-        refiner: of the levels, see `Detector`.
-        nms: how duplicates are suppressed, "nms" or "soft_nms".
-        nms_threshold: overlap above which they are.
-        max_per_image: detections.
-        anchor_scales: anchor size / size of the level, which is its stride by default.
-        anchor_ratios: height / width.
-        score_threshold: detections have a greater score.
-        regression: loss of boxes, see `RetinaHead`.
-        convs: 3x3 convolutions of each tower of the head.
-        pre_nms: the best of every level that become boxes in evaluation.
-        rfd: RFLA: anchors as large as the receptive fields of the levels, assigned by rank in this
-            distance, "rfd_kl" or "rfd_w", see `HierarchicalAssigner`; None: by IoU.
-        rf_fraction: RFLA: share of the receptive field that the anchors fill.
-        rf_topk: RFLA: anchors per object in the two steps.
-        rf_decay: RFLA: by which anchors shrink for the second step.
-        anchor_sizes: of every level, in pixels, instead of strides or receptive fields.
-        scale: of the images, see `Detector`; mean and std, too.
-        mean: of the channels.
-        std: of the channels.
+    drawn, since all count: MingboHong/SSPNet, issue 20). RFLA's is released from stride 8 on, with
+    convolutions for its last levels. Different from mmdet, whose RetinaNet does not look at ignored
+    regions: background anchors in them are left out of the loss.
     """
-    anchors, assigner = _anchors(
-        backbone,
-        neck.strides,
-        anchor_scales,
-        anchor_ratios,
-        anchor_sizes,
-        rfd,
-        rf_fraction,
-        rf_topk,
-        rf_decay,
-    )
+    anchors = _anchors(backbone, neck, anchor_scales, anchor_ratios, rf_fraction)
+    assigner = _assigner(rfd, rf_topk, rf_decay)
     head = RetinaHead(
         neck.channels,
         anchors,
@@ -380,26 +340,23 @@ def retinanet(
 
 def _anchors(
     backbone: nn.Module,
-    strides: Sequence[int],
+    neck: Neck,
     scales: Sequence[float],
     ratios: Sequence[float],
-    sizes: Sequence[float] | None,
-    rfd: str | None,
-    fraction: float,
-    topk: Sequence[int],
-    decay: float,
-) -> tuple[AnchorGenerator, Assigner | None]:
-    """The anchors of all levels and what assigns them, by RFLA where `rfd` is a distance."""
-    if rfd is None:
-        return AnchorGenerator(strides, scales, ratios, sizes=sizes), None
-    if sizes is None:
-        try:
-            fields = receptive_fields(backbone, strides)
-        except (ValueError, AssertionError) as error:  # assertions are timm's, of the image size
-            raise ValueError(f"anchor_sizes must be given with this backbone: {error}") from error
-        sizes = [fraction * field for field in fields]
-    assigner = HierarchicalAssigner(topk, decay=decay, distance=rfd)
-    return AnchorGenerator(strides, scales, ratios, sizes=sizes), assigner
+    rf_fraction: float | None,
+) -> AnchorGenerator:
+    if rf_fraction is None:
+        return AnchorGenerator(neck.strides, scales, ratios)
+    try:
+        fields = receptive_fields(backbone, neck.strides)
+    except (ValueError, AssertionError) as error:  # assertions are timm's, of the image's size
+        raise ValueError(f"rf_fraction must be None with this backbone: {error}") from error
+    sizes = [rf_fraction * field for field in fields]
+    return AnchorGenerator(neck.strides, scales, ratios, sizes=sizes)
+
+
+def _assigner(rfd: str | None, topk: Sequence[int], decay: float) -> Assigner | None:
+    return None if rfd is None else HierarchicalAssigner(topk, decay=decay, distance=rfd)
 
 
 def _rpn(

@@ -109,7 +109,7 @@ class _Follower(TorchDispatchMode):
         out = func(*args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         seen = [self.fields[x] for x in tensors if x in self.fields]
-        if not seen or "upsample" in str(func):
+        if not seen or _upsamples(func.overloadpacket, args):
             return out
         field = max(seen, key=lambda field: field.width)
         results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
@@ -119,9 +119,20 @@ class _Follower(TorchDispatchMode):
         return out
 
 
+def _upsamples(operator: Any, args: tuple[Any, ...]) -> bool:
+    """Also in the form that torch.use_deterministic_algorithms gives it: pixels by their index."""
+    if operator == aten.convolution:
+        return bool(args[6])  # transposed
+    return "upsample" in str(operator) or operator in (
+        aten.index,
+        aten._unsafe_index,
+        aten.pixel_shuffle,
+    )
+
+
 def _window(operator: Any, args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int] | None:
     """Kernel, stride and dilation along the width, of a convolution or a pooling of windows."""
-    if operator == aten.convolution and args[1].dim() == 4 and not args[6]:
+    if operator == aten.convolution and args[1].dim() == 4:
         return args[1].shape[3], args[3][-1], args[5][-1]
     if operator in (aten.max_pool2d_with_indices, aten.avg_pool2d) and out.shape[-1] > 1:
         kernel, stride = args[1], (args[2] if len(args) > 2 else []) or args[1]

@@ -351,12 +351,13 @@ def _difference_gate(
 ) -> Tensor:
     step = difference.shape[-1] // features.shape[-1]
     x = difference - threshold
-    mask = 0.5 * (torch.sign(x) + 1)
-    if ste == "identity":
-        mask = mask.detach() + 0.5 * (x - x.detach())
+    hard = 0.5 * (torch.sign(x.detach()) + 1)
+    mask = hard + 0.5 * (x - x.detach()) if ste == "identity" else hard
     if resize == "nearest":
         mask = mask[:, :, ::step, ::step]
+    elif resize == "area":
+        mask = nn.functional.avg_pool2d(mask, step)
     else:
-        pool = nn.functional.avg_pool2d if resize == "area" else nn.functional.max_pool2d
-        mask = pool(mask, step)
+        _, index = nn.functional.max_pool2d(hard, step, return_indices=True)
+        mask = mask.flatten(2).gather(2, index.flatten(2)).view_as(index)
     return features * channel_weight * (1 + mask.to(features.dtype))

@@ -1,0 +1,19 @@
+// The CPU kernels of difference_map, one instantiation per instruction set and type. They work on a
+// range of rows (image, y), so that the caller decides on threads.
+#pragma once
+#include "../ops/difference_map.h"
+#include "isa.h"
+
+namespace tinyops::difference_map {
+
+// `line` is scratch for width * channels elements in NHWC, and not used in NCHW.
+template <Isa isa, typename T>
+void forward(const Problem& p, const ForwardArgs<T>& args, int64_t begin, int64_t end,
+             acc_t<T>* line);
+
+// `stream` stores past the caches.
+template <Isa isa, typename T>
+void backward(const Problem& p, const BackwardArgs<T>& args, bool stream, int64_t begin,
+              int64_t end, acc_t<T>* line);
+
+}  // namespace tinyops::difference_map
