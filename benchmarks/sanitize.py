@@ -9,6 +9,7 @@ kernels, which must be the same bits.
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,10 @@ from torch import Tensor
 
 from tinyops.ops import (
     attention_targets,
+    difference_gate,
+    difference_gate_reference,
+    difference_map,
+    difference_map_reference,
     gated_upsample_add,
     gated_upsample_add_,
     gated_upsample_add_reference,
@@ -106,6 +111,66 @@ def check_gated_upsample_add(device: torch.device) -> Iterator[str]:
         gated_upsample_add_(low, *others, **options)
         compare([low], [expected], f"in place {what}")
         yield what
+
+
+# Channels, cells, pixels of the map per cell, elements by which the memory is misaligned.
+DIFFERENCES = (
+    (3, (4, 16), (4, 4), 0),  # 16-byte vectors in NCHW
+    (8, (3, 8), (2, 3), 0),
+    (40, (9, 16), (1, 1), 0),  # more channels and cells than a block takes at once
+    (136, (3, 50), (2, 2), 0),
+    (5, (3, 5), (4, 4), 0),  # one element at a time
+    (3, (2, 16), (1, 2), 1),
+    (1, (1, 1), (1, 1), 0),
+)
+
+
+def check_differences(device: torch.device) -> Iterator[str]:
+    cases = itertools.product(DIFFERENCES, TOLERANCES, LAYOUTS)
+    for (c, cells, blocks, offset), dtype, layout in cases:
+        what = f"{c} {cells} {blocks} {offset} {dtype} {layout}"
+
+        def random(
+            *size: int, dtype: torch.dtype = dtype, layout: torch.memory_format = layout
+        ) -> Tensor:
+            return torch.rand(2, *size).to(dtype).contiguous(memory_format=layout)
+
+        def check(
+            operator: Callable[..., Tensor],
+            reference: Callable[..., Tensor],
+            tensors: list[Tensor],
+            grad: Tensor,
+            what: str,
+            offset: int = offset,
+        ) -> str:
+            exact = [x.double().requires_grad_() for x in tensors]
+            expected = reference(*exact)
+            gradients = torch.autograd.grad(expected, exact, grad.double())
+            inputs = [place(x, device, offset).requires_grad_() for x in tensors]
+            out = operator(*inputs)
+            results = torch.autograd.grad(out, inputs, place(grad, device, offset))
+            compare([out, *results], [expected, *gradients], what)
+            return what
+
+        valid = torch.tensor([[cells[0], cells[1] - 1], [cells[0] - 1, cells[1]]])
+        images = [random(c, *cells), random(c, *cells)]
+        yield check(
+            lambda *x, v=valid: difference_map(*x, v.to(device)),
+            lambda *x, v=valid: difference_map_reference(*x, v),
+            images,
+            random(1, *cells),
+            f"difference_map {what}",
+        )
+        difference = random(1, cells[0] * blocks[0], cells[1] * blocks[1])
+        threshold = torch.tensor(0.25, dtype=dtype)
+        for resize in ("nearest", "area", "max"):
+            yield check(
+                functools.partial(difference_gate, resize=resize),
+                functools.partial(difference_gate_reference, resize=resize),
+                [random(c, *cells), random(c, 1, 1), difference, threshold],
+                random(c, *cells),
+                f"difference_gate {what} {resize}",
+            )
 
 
 # Upscale, channels of the shuffled content and of the reference, size of content, elements by which
@@ -274,6 +339,7 @@ def check_attention_targets(device: torch.device) -> Iterator[str]:
 CHECKS = {
     "gated_upsample_add": check_gated_upsample_add,
     "pixel_shuffle": check_pixel_shuffle,
+    "differences": check_differences,
     "nms": check_nms,
     "soft_nms": check_soft_nms,
     "stitch_tiles": check_stitch_tiles,

@@ -20,11 +20,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = 80, 90, 120
 DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
+LAYOUTS = torch.contiguous_format, torch.channels_last
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
 }
 
 
@@ -73,9 +75,39 @@ def pixel_shuffle_launches():
         yield from module.plan_backward(wide, content, 16, r, 0.1, order)[1]
 
 
+def difference_map_launches():
+    module = load("difference_map")
+    for dtype, layout, padded in product(DTYPES, LAYOUTS, (False, True)):
+        image = torch.empty(1, 3, 16, 16, dtype=dtype, device="meta").to(memory_format=layout)
+        valid = torch.empty(1, 2, dtype=torch.int64, device="meta") if padded else None
+        yield from module.plan_forward(image, image, valid, image[:, :1])
+        yield from module.plan_backward(image[:, :1], image, image, valid, image)
+
+
+def difference_gate_launches():
+    module = load("difference_gate")
+    needs = (True, True, True, True), (True, True, False, False)
+    cases = (
+        *product(DTYPES, (None,)),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float64),
+    )
+    for (dtype, wide), layout, resize in product(cases, LAYOUTS, range(3)):
+        features = torch.empty(1, 64, 16, 16, dtype=dtype, device="meta")
+        weight = features.new_empty(1, 64, 1, 1)
+        difference = torch.empty(1, 1, 64, 64, dtype=wide or dtype, device="meta")
+        features, threshold = features.to(memory_format=layout), difference.new_empty(())
+        tensors = features, weight, difference, threshold
+        yield from module.plan_forward(*tensors, resize, features)
+        for wanted in needs:
+            yield from module.plan_backward(features, *tensors, resize, wanted)[1]
+
+
 LAUNCHES = {
     "gated_upsample_add": gated_upsample_add_launches,
     "pixel_shuffle": pixel_shuffle_launches,
+    "difference_map": difference_map_launches,
+    "difference_gate": difference_gate_launches,
 }
 
 

@@ -112,6 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using A = acc_t<T>;
   constexpr int kStep = kWarp * V;
   __shared__ A shared[kWarps][kStep];
+  __shared__ A factors[kWarps][kTurns * kCells];
   const int lane = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
   const int cells = static_cast<int>(p.cells());
   const acc_t<D> threshold = widen(*a.threshold);
@@ -121,17 +122,17 @@ __global__ void __launch_bounds__(kThreads, 2)
       const auto cell_of = [&](int turn, int k) {
         return int64_t{block} * kBlockCells + (turn * kWarps + warp) * kCells + k;
       };
-      A factor[kTurns][kCells], total[kTurns][kCells] = {};
-#pragma unroll
-      for (int turn = 0; turn < kTurns; ++turn) {
-#pragma unroll
-        for (int k = 0; k < kCells; ++k) {
-          const int cell = static_cast<int>(cell_of(turn, k) < cells ? cell_of(turn, k) : 0);
-          const int y = row_of_cell(cell);
-          factor[turn][k] = warp_factor_of<A>(p, a.difference + n * p.map_pixels(), threshold,
-                                              row_of_pixel, y, cell - y * p.width, lane);
-        }
+      A total[kTurns][kCells] = {};
+      __syncwarp();  // the factors of the block before have been read
+#pragma unroll 1
+      for (int k = 0; k < kTurns * kCells; ++k) {
+        const int64_t own = cell_of(k / kCells, k % kCells);
+        const int cell = static_cast<int>(own < cells ? own : 0), y = row_of_cell(cell);
+        const A factor = warp_factor_of<A>(p, a.difference + n * p.map_pixels(), threshold,
+                                           row_of_pixel, y, cell - y * p.width, lane);
+        if (lane == 0) factors[warp][k] = factor;
       }
+      __syncwarp();
       for (int64_t first = 0; first < p.channels; first += kStep) {
         const int64_t c = first + lane * V;
         const bool active = c < p.channels;
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
             for (int e = 0; e < V; ++e) {
               const A g = widen(grad[k].v[e]), f = widen(features[k].v[e]), w = widen(own.v[e]);
-              const A scaled = g * factor[turn][k];
+              const A scaled = g * factors[warp][turn * kCells + k];
               total[turn][k] += g * (f * w);
               part[e] += scaled * f;
               d.v[e] = static_cast<T>(scaled * w);
