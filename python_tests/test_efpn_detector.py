@@ -264,7 +264,7 @@ def test_the_hardest_of_all_proposals_are_learnt_from():
                 math.log((b2 - b1) / (y2 - y1)) / 0.2,
             ]
             loss = loss + (offsets[0, label - 1] - torch.tensor(wanted)).abs().sum()
-        losses.append(float(loss))
+        losses.append(loss.item())
     expected = []
     for image in (0, 1):
         mine = [k for k in range(len(losses)) if int(every.image_ids[k]) == image]

@@ -17,6 +17,7 @@ from tinyops.nn.postprocess import Detections
 from tinyops.nn.resnet import ResNet
 from tinyops.nn.roi import BoxHead, RoIHeads, RoIPool
 from tinyops.nn.sampling import HardSampler
+from tinyops.ops import balanced_l1_sums
 
 
 class EFPNDetector(PhasedDetector):
@@ -165,8 +166,14 @@ class EFPNDetector(PhasedDetector):
         """See `Detector.run`."""
         if self.phase == "distillation" and truth is not None:
             return None, self.distil(batch, truth)
-        levels, _ = self.neck(self.backbone(batch.pixels, extended=self.phase == "refinement"))
-        return self.heads(levels, batch, truth)
+        return super().run(batch, truth)
+
+    def features(self, batch: ImageBatch) -> tuple[list[Tensor], Any]:
+        """See `Detector.features`."""
+        features: tuple[list[Tensor], Any] = self.neck(
+            self.backbone(batch.pixels, extended=self.phase == "refinement")
+        )
+        return features
 
     def heads(
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None
@@ -179,15 +186,13 @@ class EFPNDetector(PhasedDetector):
             _, losses = self.small_heads(levels[:1], proposals, batch, truth)
             return None, {f"small_{name}": loss for name, loss in losses.items()}
         small = self.small_heads.are_small(proposals.boxes)
-        fine = small.nonzero()[:, 0]
-        coarse = torch.arange(len(small), device=small.device)
-        if not self.keep_coarse:
-            coarse = (~small).nonzero()[:, 0]
+        coarse = torch.ones_like(small) if self.keep_coarse else ~small
         parts = []
-        for stage, maps, rows in (
+        for stage, maps, mask in (
             (self.roi_heads, levels[1:], coarse),
-            (self.small_heads, levels, fine),
+            (self.small_heads, levels[:1], small),
         ):
+            rows = mask.nonzero()[:, 0]
             boxes, image_ids = proposals.boxes[rows], proposals.image_ids[rows]
             parts.append((*stage.predict(maps, boxes, image_ids), boxes, image_ids))
         logits, offsets, boxes, image_ids = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -212,7 +217,7 @@ class EFPNDetector(PhasedDetector):
         ):
             cells_per_pixel = self.teacher_scale / neck.strides[k]
             sizes = [[math.ceil(side * cells_per_pixel) for side in size] for size in batch.sizes]
-            total, positive, cells = _balanced_l1_sums(
+            total, positive, cells = balanced_l1_sums(
                 made,
                 wanted,
                 truth.boxes,
@@ -234,33 +239,3 @@ class EFPNDetector(PhasedDetector):
         least = 2 * max(self.backbone.strides)
         height, width = (-side % least for side in pixels.shape[-2:])
         return F.pad(pixels, (0, width, 0, height))
-
-
-def _balanced_l1_sums(
-    prediction: Tensor,
-    target: Tensor,
-    boxes: Tensor,
-    image_ids: Tensor,
-    *,
-    scale: float,
-    valid: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, _, height, width = prediction.shape
-    most = valid.flip(1)[image_ids]
-    first = (boxes[:, :2] * scale).floor().long().clamp(min=0).minimum(most)
-    last = (boxes[:, 2:] * scale).ceil().long().clamp(min=0).minimum(most)
-    corners = prediction.new_zeros(n, height + 1, width + 1, dtype=torch.float32)
-    one = torch.ones(len(boxes), device=boxes.device)
-    full = ((last - first) > 0).all(1).float()
-    for x, y, sign in (
-        (first[:, 0], first[:, 1], 1),
-        (last[:, 0], first[:, 1], -1),
-        (first[:, 0], last[:, 1], -1),
-        (last[:, 0], last[:, 1], 1),
-    ):
-        corners.index_put_((image_ids, y, x), sign * full * one, accumulate=True)
-    mask = corners.cumsum(1).cumsum(2)[:, :height, :width] > 0
-    inside = torch.arange(height, device=mask.device)[:, None] < valid[:, 0, None, None]
-    inside = inside & (torch.arange(width, device=mask.device) < valid[:, 1, None, None])
-    difference = (prediction.float() - target.float()).abs().sum(1)
-    return (difference * inside).sum(), (difference * (mask & inside)).sum(), (mask & inside).sum()
