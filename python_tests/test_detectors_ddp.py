@@ -13,6 +13,9 @@ NAMES = (
     "faster_rcnn_sspnet_resnet_nano",
     "cascade_rcnn_fpn_resnet_nano",
     "retinanet_fpn_resnet_nano",
+    "faster_rcnn_srtod_resnet_nano",
+    "faster_rcnn_rfla_resnet_nano",
+    "retinanet_rfla_resnet_nano",
     "faster_rcnn_efpn_resnet_nano:distillation",  # what is trained in phases, in one of them
     "faster_rcnn_efpn_resnet_nano:refinement",
 )

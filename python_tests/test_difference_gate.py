@@ -71,22 +71,23 @@ def test_gradients_worked_out_by_hand(backend):
     grad = torch.tensor([[[[2.0, 1.0]], [[1.0, 3.0]]]], device=backend.device)
     # g_m = sum_c grad * features * weight of the two cells
     left, right = 2 * 1 * 0.5 + 1 * 3 * 2, 1 * 2 * 0.5 + 3 * -4 * 2
-    l, r = 0.5 * left, 0.5 * right
+    a, b = 0.5 * left, 0.5 * right
     # Nearest reads the upper left pixels, area all of them but 3.0, which is farther than 1 from
     # the threshold, max the first that is above the threshold.
     wanted = {
-        "nearest": (1, 0, [l, 0, r, 0, 0, 0, 0, 0]),
-        "area": (0.875, 0.625, [l / 4, l / 4, r / 4, r / 4, l / 4, l / 4, r / 4, 0]),
-        "max": (1, 1, [l, 0, 0, r, 0, 0, 0, 0]),
+        "nearest": (1, 0, [a, 0, b, 0, 0, 0, 0, 0]),
+        "area": (0.875, 0.625, [a / 4, a / 4, b / 4, b / 4, a / 4, a / 4, b / 4, 0]),
+        "max": (1, 1, [a, 0, 0, b, 0, 0, 0, 0]),
     }
     for code, resize in enumerate(RESIZES):
         tensors = helpers.leaves(hand_made(backend.device))
         out = backend.ops.difference_gate(*tensors, resize=code)
         d_features, d_weight, d_difference, d_threshold = helpers.gradients(out, grad, tensors)
-        a, b, pixels = wanted[resize]
-        scaled = [2 * 0.5 * (1 + a), 1 * 0.5 * (1 + b), 1 * 2 * (1 + a), 3 * 2 * (1 + b)]
+        l_mask, r_mask, pixels = wanted[resize]
+        a, b = 1 + l_mask, 1 + r_mask
+        scaled = [2 * 0.5 * a, 1 * 0.5 * b, 1 * 2 * a, 3 * 2 * b]
         assert d_features.flatten().tolist() == scaled
-        sums = [2 * 1 * (1 + a) + 1 * 2 * (1 + b), 1 * 3 * (1 + a) + 3 * -4 * (1 + b)]
+        sums = [2 * 1 * a + 1 * 2 * b, 1 * 3 * a + 3 * -4 * b]
         assert d_weight.flatten().tolist() == sums
         assert d_difference.flatten().tolist() == pixels
         assert d_threshold.item() == -sum(pixels)

@@ -1,5 +1,7 @@
 """What difference_gate promises besides its values: a threshold that learns, errors, torch."""
 
+import functools
+
 import helpers
 import pytest
 import torch
@@ -142,13 +144,13 @@ def bad_arguments():
 def test_bad_argument_is_named_with_expectation_and_value(backend, form, arguments, message):
     device = "meta" if form == "fake" else backend.device
     arguments = {k: v.to(device) for k, v in arguments.items()}
+    run = backend.ops.difference_gate
+    if form == "backward":
+        needs = {f"need_{name}": True for name in arguments}
+        grad = {"grad": arguments["features"]}
+        run = functools.partial(backend.ops._difference_gate_backward, **grad, resize=0, **needs)
     with pytest.raises(RuntimeError) as error:
-        if form == "backward":
-            grad = arguments["features"]
-            needs = [True] * 4
-            backend.ops._difference_gate_backward(grad, *arguments.values(), 0, *needs)
-        else:
-            backend.ops.difference_gate(**arguments)
+        run(**arguments)
     assert str(error.value).splitlines()[0] == f"tinyops: difference_gate: {message}"
 
 

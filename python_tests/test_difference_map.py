@@ -245,12 +245,12 @@ def bad_arguments():
 def test_bad_argument_is_named_with_expectation_and_value(backend, form, arguments, message):
     device = "meta" if form == "fake" else backend.device
     arguments = {k: v.to(device) for k, v in arguments.items()}
+    run = backend.ops.difference_map
+    if form == "backward":
+        arguments["grad"] = torch.zeros(2, 1, 4, 5, device=device)
+        run = backend.ops._difference_map_backward
     with pytest.raises(RuntimeError) as error:
-        if form == "backward":
-            grad = torch.zeros(2, 1, 4, 5, device=device)
-            backend.ops._difference_map_backward(grad, **arguments)
-        else:
-            backend.ops.difference_map(**arguments)
+        run(**arguments)
     assert str(error.value).splitlines()[0] == f"tinyops: difference_map: {message}"
 
 

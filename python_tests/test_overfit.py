@@ -19,6 +19,10 @@ TWO_STAGES = {
     "proposals": [60, 60],
 }
 DETECTORS = {"faster_rcnn": TWO_STAGES, "cascade_rcnn": TWO_STAGES, "retinanet": {"convs": 1}}
+SYSTEMS = [
+    *(f"{detector}_{neck}" for detector in DETECTORS for neck in ("fpn", "sspnet", "rfla")),
+    "faster_rcnn_srtod",
+]
 
 
 def draw_scene(height: int, width: int, count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,12 +94,12 @@ def learn(model, images, targets, steps):
         schedule.step()
 
 
-@pytest.mark.parametrize("neck", ["fpn", "sspnet"])
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_four_pictures_are_learnt(detector, neck):
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_four_pictures_are_learnt(system):
     torch.manual_seed(0)
+    detector = next(name for name in DETECTORS if system.startswith(name))
     model = create(
-        f"{detector}_{neck}_resnet_nano",
+        f"{system}_resnet_nano",
         num_classes=2,
         neck_channels=32,
         max_per_image=50,

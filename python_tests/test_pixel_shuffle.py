@@ -17,7 +17,7 @@ FORMS = {
     "add": (pixel_shuffle_add, pixel_shuffle_add_reference),
 }
 ORDERS = ("crd", "dcr")
-SIZES = ((2, 8), (3, 5), (1, 1), (2, 37))  # of content
+SIZES = ((2, 8), (3, 5), (1, 37))  # of content
 
 
 def make(form="concat", *, r=2, n=2, c=3, size=(2, 8), other=5, dtype=torch.float64, device="cpu"):
@@ -123,7 +123,7 @@ def test_matches_reference_with_any_slope(backend, form, slope):
 @pytest.mark.parametrize("form", FORMS)
 def test_matches_reference_at_every_size(backend, form, r, order):
     for size in SIZES:
-        tensors = make(form, r=r, size=size, dtype=torch.float32, device=backend.device)
+        tensors = make(form, r=r, n=1, size=size, dtype=torch.float32, device=backend.device)
         check(backend, form, tensors, r=r, order=order, negative_slope=0.1)
 
 
@@ -133,12 +133,13 @@ def test_matches_reference_at_every_size(backend, form, r, order):
 def test_matches_reference_in_every_dtype(backend, form, layout, dtype):
     for r, order, c, size in (
         (2, "crd", 16, (2, 16)),
-        (2, "dcr", 16, (2, 8)),
-        (3, "crd", 8, (2, 16)),
+        (2, "dcr", 16, (1, 8)),
+        (3, "crd", 8, (1, 16)),
         (4, "crd", 8, (1, 16)),
         (4, "dcr", 5, (1, 3)),
     ):
-        tensors = make(form, r=r, c=c, size=size, other=8, dtype=dtype, device=backend.device)
+        options = {"r": r, "n": 1, "c": c, "size": size, "other": 8}
+        tensors = make(form, **options, dtype=dtype, device=backend.device)
         tensors = [helpers.as_layout(x, layout) for x in tensors]
         check(backend, form, tensors, r=r, order=order, negative_slope=0.1)
 
@@ -146,8 +147,8 @@ def test_matches_reference_in_every_dtype(backend, form, layout, dtype):
 @pytest.mark.parametrize("layout", helpers.LAYOUTS)
 @pytest.mark.parametrize("form", FORMS)
 def test_matches_reference_in_every_layout(backend, form, layout):
-    for position, r in itertools.product(range(2), (2, 3)):
-        tensors = make(form, r=r, c=4, dtype=torch.float32, device=backend.device)
+    for position, r in ((0, 2), (1, 2), (0, 3)):
+        tensors = make(form, r=r, size=(1, 8), c=4, dtype=torch.float32, device=backend.device)
         tensors[position] = helpers.as_layout(tensors[position], layout)
         check(backend, form, tensors, r=r, negative_slope=0.1)
 
@@ -193,7 +194,9 @@ def test_channel_counts_around_vectors(backend, r):
 @pytest.mark.parametrize("width", [1, 4, 7, 8, 12, 16, 17, 33])
 def test_widths_around_vectors(backend, width):
     for r, form in itertools.product((2, 3, 4), FORMS):
-        tensors = make(form, r=r, n=1, c=2, size=(2, width), dtype=torch.float32)
+        if backend.name == "triton" and r != 2 + width % 3:
+            continue  # slow: interpreted
+        tensors = make(form, r=r, n=1, c=2, size=(1, width), dtype=torch.float32)
         tensors = [x.to(backend.device) for x in tensors]
         check(backend, form, tensors, r=r, negative_slope=0.1)
 
@@ -204,6 +207,13 @@ def test_reference_of_few_or_no_channels(backend, other):
         tensors = make("concat", c=4, other=other, dtype=torch.float32, device=backend.device)
         tensors = [helpers.as_layout(x, layout) for x in tensors]
         check(backend, "concat", tensors, negative_slope=0.1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_pixel(backend, form):
+    for r in (2, 3, 4):
+        tensors = make(form, r=r, n=1, c=1, other=1, size=(1, 1), device=backend.device)
+        check(backend, form, tensors, r=r, negative_slope=0.1)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -223,7 +233,7 @@ def test_nan_and_infinity_stay_where_they_are(backend, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_fake_kernels_have_the_strides_of_the_real_ones(backend, form):
-    layouts = helpers.LAYOUTS[:3] if backend.name == "triton" else helpers.LAYOUTS
+    layouts = helpers.LAYOUTS[:2] if backend.name == "triton" else helpers.LAYOUTS
     for first, second in itertools.product(layouts, repeat=2):
         content, other = make(form, c=4, dtype=torch.float32, device=backend.device)
         content, other = helpers.as_layout(content, first), helpers.as_layout(other, second)
@@ -255,7 +265,7 @@ def test_layout_follows_content(backend, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_gradcheck(backend, form, r, order):
     for slope in (1.0, 0.1):
-        tensors = make(form, r=r, n=1, c=2, other=1, size=(2, 1), device=backend.device)
+        tensors = make(form, r=r, n=1, c=2, other=1, size=(1, 2), device=backend.device)
 
         def run(*tensors, slope=slope):
             return operator_of(backend, form)(

@@ -12,6 +12,8 @@ import tinyops
 FEATURE_OPERATORS = (  # with gradients, and Triton kernels
     "gated_upsample_add",
     "pixel_shuffle",
+    "difference_map",
+    "difference_gate",
 )
 BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
     "nms",

@@ -91,10 +91,6 @@ void spread_sums(const Problem& p, const Needs& needs, const BackwardTensors& t,
     });
 }
 
-void zero(const Tensor& t) {
-  torch::stable::zero_(const_cast<Tensor&>(t));
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> difference_gate_backward_cpu(
     const Tensor& grad, const Tensor& features, const Tensor& channel_weight,
     const Tensor& difference, const Tensor& threshold, int64_t resize, bool need_features,
@@ -103,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> difference_gate_backward_cpu(
   const Needs needs{need_features, need_channel_weight, need_difference, need_threshold};
   const BackwardTensors t(p, needs, grad, features, channel_weight, difference, threshold);
   const int64_t elements = p.images * p.channels * p.cells();
-  if (elements == 0) {  // sums of nothing
-    for (const Tensor& d : {t.d_channel_weight, t.d_difference, t.d_threshold}) zero(d);
+  if (elements == 0) {
+    t.zero();
     return t.outputs();
   }
   for_float_dtype<half_t, bfloat16_t>(features.scalar_type(), [&](auto zero) {

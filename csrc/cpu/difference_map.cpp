@@ -7,14 +7,9 @@
 namespace tinyops::difference_map {
 namespace {
 
-// Scratch of a row in NHWC, where the channels of a pixel are neighbours.
-int64_t line_size(const Problem& p) {
-  return p.channels_last ? p.width * p.channels : 0;
-}
-
 template <typename A>
 Isa isa_of(const Problem& p) {
-  return cpu_isa_for_line(p.width * (p.channels_last ? p.channels : 1), sizeof(A));
+  return cpu_isa_for_line(p.width, sizeof(A));
 }
 
 Tensor difference_map_cpu(const Tensor& reconstruction, const Tensor& image,
@@ -26,10 +21,9 @@ Tensor difference_map_cpu(const Tensor& reconstruction, const Tensor& image,
     using T = decltype(zero);
     const ForwardArgs<T> args = t.args<T>();
     const Isa isa = isa_of<acc_t<T>>(p);
-    parallel_units<acc_t<T>>(
-        p.images * p.height, p.width * p.channels, line_size(p),
-        [&](int64_t begin, int64_t end, acc_t<T>* line) {
-          for_isa(isa, [&](auto chosen) { forward<chosen.value, T>(p, args, begin, end, line); });
+    parallel_units<char>(
+        p.images * p.height, p.width * p.channels, 0, [&](int64_t begin, int64_t end, char*) {
+          for_isa(isa, [&](auto chosen) { forward<chosen.value, T>(p, args, begin, end); });
         });
   });
   return t.out;
@@ -46,12 +40,11 @@ Tensor difference_map_backward_cpu(const Tensor& grad, const Tensor& reconstruct
     const BackwardArgs<T> args = t.args<T>();
     const Isa isa = isa_of<acc_t<T>>(p);
     const bool stream = elements * int64_t{sizeof(T)} >= kStreamBytes;
-    parallel_units<acc_t<T>>(p.images * p.height, p.width * p.channels, line_size(p),
-                             [&](int64_t begin, int64_t end, acc_t<T>* line) {
-                               for_isa(isa, [&](auto chosen) {
-                                 backward<chosen.value, T>(p, args, stream, begin, end, line);
-                               });
-                             });
+    parallel_units<char>(
+        p.images * p.height, p.width * p.channels, 0, [&](int64_t begin, int64_t end, char*) {
+          for_isa(isa,
+                  [&](auto chosen) { backward<chosen.value, T>(p, args, stream, begin, end); });
+        });
   });
   return t.d_reconstruction;
 }

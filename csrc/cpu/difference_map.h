@@ -6,14 +6,12 @@
 
 namespace tinyops::difference_map {
 
-// `line` is scratch for width * channels elements in NHWC, and not used in NCHW.
 template <Isa isa, typename T>
-void forward(const Problem& p, const ForwardArgs<T>& args, int64_t begin, int64_t end,
-             acc_t<T>* line);
+void forward(const Problem& p, const ForwardArgs<T>& args, int64_t begin, int64_t end);
 
 // `stream` stores past the caches.
 template <Isa isa, typename T>
 void backward(const Problem& p, const BackwardArgs<T>& args, bool stream, int64_t begin,
-              int64_t end, acc_t<T>* line);
+              int64_t end);
 
 }  // namespace tinyops::difference_map

@@ -132,6 +132,10 @@ struct BackwardTensors {
         d_threshold(needs.threshold ? empty_like_sized(threshold, {})
                                     : empty_like_sized(threshold, {0})) {}
 
+  // The sums of nothing: without images, channels or cells.
+  void zero() const {
+    for (Tensor d : {d_channel_weight, d_difference, d_threshold}) torch::stable::zero_(d);
+  }
   std::tuple<Tensor, Tensor, Tensor, Tensor> outputs() const {
     return {d_features, d_channel_weight, d_difference, d_threshold};
   }

@@ -6,7 +6,6 @@ pixel are neighbours, so that the second and third load of a line come from the 
 # mypy: allow-untyped-defs
 # ruff: noqa: N803, N806 -- sizes are named as in [N, C, H, W], constexprs in capitals
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -114,7 +114,7 @@ class Detector(nn.Module):
         self, batch: ImageBatch, truth: GroundTruth | None
     ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
         """Detections in pixels of the batch, or with `truth` the losses of all parts."""
-        levels, aux = self.features(batch)
+        levels, aux = self.neck(self.backbone(batch.pixels))
         shown: Any = None
         if self.refiner is not None:
             levels, shown = self.refiner(levels, batch)
@@ -124,11 +124,6 @@ class Detector(nn.Module):
             if self.refiner is not None:
                 losses |= cast("Any", self.refiner).losses(shown, batch, truth)
         return detections, losses
-
-    def features(self, batch: ImageBatch) -> tuple[list[Tensor], Any]:
-        """What the neck gives: levels, and what its own losses are computed from."""
-        features: tuple[list[Tensor], Any] = self.neck(self.backbone(batch.pixels))
-        return features
 
     def heads(
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None

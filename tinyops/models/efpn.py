@@ -1,14 +1,14 @@
 """EFPN: Faster R-CNN with a finer level for small objects (Deng et al., 2020)."""
 
 import math
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyops.models.detectors import TwoStageDetector
+from tinyops.models.detectors import IMAGENET_MEAN, IMAGENET_STD, TwoStageDetector
 from tinyops.models.phases import PhasedDetector
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.distributed import count_over_processes
@@ -45,7 +45,10 @@ class EFPNDetector(PhasedDetector):
             pixels as they are, so that what is learnt are true details. 2, as released: the student
             sees the size that it will see later, without more details than there are in it.
         balance: weight of the loss in objects, lambda of eq. 8.
-        options: of `TwoStageDetector`.
+        num_classes: objects only.
+        mean: of the channels, see `Detector`, and so are the next two.
+        std: of the channels.
+        scale: of the images.
 
     Raises:
         ValueError: for another backbone, and numbers out of range.
@@ -68,9 +71,21 @@ class EFPNDetector(PhasedDetector):
         keep_coarse: bool = True,
         teacher_scale: float = 1.0,
         balance: float = 1.0,
-        **options: Any,
+        num_classes: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        scale: float = 1.0,
     ) -> None:
-        super().__init__(backbone, neck, rpn, roi_heads, **options)
+        super().__init__(
+            backbone,
+            neck,
+            rpn,
+            roi_heads,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            scale=scale,
+        )
         if not isinstance(backbone, ResNet) or not backbone.stem_pool:
             raise ValueError(
                 "backbone must be a ResNet whose stem ends in a pooling, "
@@ -116,13 +131,14 @@ class EFPNDetector(PhasedDetector):
             balance: of its losses.
 
         Raises:
-            ValueError: see above; for another neck or second stage.
+            ValueError: see above; for another neck or second stage, and for a refiner.
         """
         neck, heads = detector.neck, detector.roi_heads
-        if not isinstance(neck, EFPN) or not isinstance(heads, RoIHeads):
+        if not isinstance(neck, EFPN) or not isinstance(heads, RoIHeads) or detector.refiner:
             raise ValueError(
-                "detector must have an EFPN and RoIHeads, got "
-                f"{type(neck).__name__} and {type(heads).__name__}"
+                "detector must have an EFPN, RoIHeads and no refiner, got "
+                f"{type(neck).__name__}, {type(heads).__name__} and "
+                f"{type(detector.refiner).__name__}"
             )
         sampler = heads.sampler
         if hard_examples:
@@ -166,14 +182,8 @@ class EFPNDetector(PhasedDetector):
         """See `Detector.run`."""
         if self.phase == "distillation" and truth is not None:
             return None, self.distil(batch, truth)
-        return super().run(batch, truth)
-
-    def features(self, batch: ImageBatch) -> tuple[list[Tensor], Any]:
-        """See `Detector.features`."""
-        features: tuple[list[Tensor], Any] = self.neck(
-            self.backbone(batch.pixels, extended=self.phase == "refinement")
-        )
-        return features
+        levels, _ = self.neck(self.backbone(batch.pixels, extended=self.phase == "refinement"))
+        return self.heads(levels, batch, truth)
 
     def heads(
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None

@@ -45,7 +45,6 @@ class System:
 SYSTEMS: dict[str, System] = {
     "faster_rcnn_fpn": System(recipes.faster_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "faster_rcnn_sspnet": System(recipes.faster_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
-    "faster_rcnn_gdl": System(gdl.faster_rcnn_gdl, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_fpn": System(recipes.cascade_rcnn, FPN, recipes.FPN_TWO_STAGE),
     "cascade_rcnn_sspnet": System(recipes.cascade_rcnn, SSPNet, recipes.SSPNET_TWO_STAGE),
     "retinanet_fpn": System(recipes.retinanet, FPN, recipes.FPN_ONE_STAGE),
@@ -78,6 +77,9 @@ SYSTEMS: dict[str, System] = {
         recipes.FPN_TWO_STAGE,
         extension=EFPNDetector.extend,
         without=("bh_resnet_fine",),
+    ),
+    "faster_rcnn_gdl": System(
+        recipes.faster_rcnn, FPN, recipes.FPN_TWO_STAGE, extension=gdl.extend
     ),
 }
 BACKBONES: dict[str, Recipe] = {

@@ -29,24 +29,22 @@ Only the slides are public. They have the losses (see `tinyops.nn.gdl`), not the
 weights of the losses, the regions, nor the training, all of which are our reading.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from tinyops.models.detectors import IMAGENET_MEAN, IMAGENET_STD
-from tinyops.models.gdl_detectors import CropGDL, GDLDetector, Weights
-from tinyops.models.recipes import Neck, faster_rcnn
-from tinyops.nn.discriminator import Discriminator
+from tinyops.models.detectors import TwoStageDetector
+from tinyops.models.gdl_detectors import CropGDL, FeatureGDL, GDLDetector, Weights
+from tinyops.nn.discriminator import SLOPE, Discriminator
 from tinyops.nn.generator import Generator
+from tinyops.nn.roi import RoIHeads
 from tinyops.nn.sampling import RandomSampler
 
 
-def faster_rcnn_gdl(
-    backbone: nn.Module,
-    neck: Neck,
-    num_classes: int,
+def extend(
+    detector: TwoStageDetector,
     *,
-    refiner: nn.Module | None = None,
+    mode: str = "crop",
     crop_size: int = 32,
     crop_context: float = 1.5,
     crop_samples: int = 64,
@@ -64,37 +62,21 @@ def faster_rcnn_gdl(
     class_weight: float = 1.0,
     box_weight: float = 1.0,
     saturating: bool = False,
-    anchor_scales: Sequence[float],
-    anchor_ratios: Sequence[float],
-    weighted_negatives: bool,
-    nms: str,
-    nms_threshold: float,
-    max_per_image: int,
-    score_threshold: float = 0.05,
-    head_channels: int = 1024,
-    rpn_samples: int = 256,
-    samples: int = 512,
-    weighted_proposals: bool = False,
-    pre_nms: Sequence[int] = (2000, 1000),
-    proposals: Sequence[int] = (1000, 1000),
-    scale: float = 1.0,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
 ) -> GDLDetector:
-    """Faster R-CNN that restores small objects before it looks at them again. See the module.
+    """Faster R-CNN that restores small objects, or features, with a generator.
 
     Args:
-        backbone: of the detector, and so is the neck.
-        neck: levels of strides 4 to 64, say.
-        num_classes: objects only.
-        refiner: of the levels, see `Detector`.
-        crop_size: height and width of a crop at low resolution; see `CropGDL`.
+        detector: whose parts are taken; its second stage must be `RoIHeads`.
+        mode: what is restored: "crop", see `CropGDL`, or "feature", see `FeatureGDL`: then images
+            are enlarged twice as much as the detector does.
+        crop_size: height and width of a crop at low resolution. This, all down to `upscale`, and
+            the discriminator's are for crops alone.
         crop_context: sides of a crop / sides of the box.
         crop_samples: crops per image that generator and discriminator learn from, up to a quarter
             of them with objects.
         crops: per image at most, in evaluation.
         small: boxes with a shorter side than this, in pixels, are restored in evaluation.
-        upscale: of the generator.
+        upscale: of crops; features are always enlarged by 2.
         generator_width: channels; see `Generator`.
         generator_blocks: residual blocks.
         generator_norms: with batch norms.
@@ -106,79 +88,71 @@ def faster_rcnn_gdl(
         class_weight: beta.
         box_weight: gamma.
         saturating: L_adv as printed.
-        anchor_scales: as in `faster_rcnn`, and so is all that follows.
-        anchor_ratios: height / width.
-        weighted_negatives: hard anchors are drawn more often.
-        nms: how duplicates are suppressed.
-        nms_threshold: overlap above which they are.
-        max_per_image: detections.
-        score_threshold: detections have a greater score.
-        head_channels: width of the linear layers of the second stage.
-        rpn_samples: anchors per image that the first stage learns from.
-        samples: proposals per image that the second stage learns from.
-        weighted_proposals: hard proposals are drawn more often.
-        pre_nms: anchors of every level that become boxes, in training and in evaluation.
-        proposals: at most so many per image, likewise.
-        scale: of the images, see `Detector`; mean and std, too.
-        mean: of the channels.
-        std: of the channels.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: for settings out of range, and another second stage.
     """
-    base = faster_rcnn(
-        backbone,
-        neck,
-        num_classes,
-        refiner=refiner,
-        anchor_scales=anchor_scales,
-        anchor_ratios=anchor_ratios,
-        weighted_negatives=weighted_negatives,
-        nms=nms,
-        nms_threshold=nms_threshold,
-        max_per_image=max_per_image,
-        score_threshold=score_threshold,
-        head_channels=head_channels,
-        rpn_samples=rpn_samples,
-        samples=samples,
-        weighted_proposals=weighted_proposals,
-        pre_nms=pre_nms,
-        proposals=proposals,
-    )
+    heads = detector.roi_heads
+    if not isinstance(heads, RoIHeads):
+        raise ValueError(f"detector must have RoIHeads, got {type(heads).__name__}")
+    if mode not in ("crop", "feature"):
+        raise ValueError(f"mode must be 'crop' or 'feature', got {mode!r}")
     weights = Weights(
         mse_weight, tv_weight, adversarial_weight, class_weight, box_weight, saturating
     )
-    generator = Generator(
-        3,
-        width=generator_width,
-        blocks=generator_blocks,
-        upscale=upscale,
-        norms=generator_norms,
-    )
-    discriminator = Discriminator(
-        3,
-        upscale * crop_size,
-        num_classes,
-        width=discriminator_width,
-        hidden=discriminator_hidden,
-        realness=adversarial_weight > 0,
-    )
+    parts = detector.backbone, detector.neck, detector.rpn, heads
+    facts: dict[str, Any] = {
+        "num_classes": detector.num_classes,
+        "mean": detector.mean,
+        "std": detector.std,
+    }
+    body: dict[str, Any] = {
+        "width": generator_width,
+        "blocks": generator_blocks,
+        "norms": generator_norms,
+    }
+    game = adversarial_weight > 0
+    if mode == "feature":
+        channels = detector.neck.channels
+        return FeatureGDL(
+            *parts,
+            generator=Generator(channels, upscale=2, kernel=3, **body),
+            critic=_critic(channels, heads.pool.size, heads.head.fc_cls.in_features)
+            if game
+            else None,
+            weights=weights,
+            scale=2 * detector.scale,
+            **facts,
+        )
     return CropGDL(
-        backbone,
-        neck,
-        base.rpn,
-        base.roi_heads,
-        generator=generator,
-        discriminator=discriminator,
+        *parts,
+        generator=Generator(upscale=upscale, **body),
+        discriminator=Discriminator(
+            3,
+            upscale * crop_size,
+            detector.num_classes,
+            width=discriminator_width,
+            hidden=discriminator_hidden,
+            class_agnostic=heads.head.class_agnostic,
+            realness=game,
+        ),
         weights=weights,
         sampler=RandomSampler(crop_samples, 0.25),
         size=crop_size,
         context=crop_context,
         small=small,
         most=crops,
-        refiner=refiner,
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        scale=scale,
+        scale=detector.scale,
+        **facts,
+    )
+
+
+def _critic(channels: int, size: int, hidden: int) -> nn.Module:
+    """Pooled features [S, channels, size, size] -> logits [S] of being real."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * size * size, hidden),
+        nn.LeakyReLU(SLOPE),
+        nn.Linear(hidden, 1),
+        nn.Flatten(0),
     )

@@ -39,6 +39,9 @@ class Weights:
         adversarial: of L_adv; 0: there is no game, and no head for it.
         classes, boxes: of L_cls and L_reg, for the generator and for the discriminator.
         saturating: L_adv as printed, see `tinyops.nn.gdl.realness_loss`.
+
+    Raises:
+        ValueError: for a weight below 0.
     """
 
     mse: float = 1.0
@@ -47,6 +50,11 @@ class Weights:
     classes: float = 1.0
     boxes: float = 1.0
     saturating: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"weight {name} must be at least 0, got {value}")
 
 
 class GDLDetector(PhasedDetector):
@@ -80,8 +88,7 @@ class GDLDetector(PhasedDetector):
     def learners(self) -> Iterable[nn.Module]:
         """See `PhasedDetector`."""
         if self.phase == "detector":
-            parts = (self.backbone, self.neck, self.refiner, self.rpn, self.roi_heads)
-            return [part for part in parts if part is not None]
+            return [self.backbone, self.neck, self.rpn, self.roi_heads]
         if self.phase == "generator":
             return [self.generator]
         return [self.generator, *self.judges()]
@@ -94,15 +101,9 @@ class GDLDetector(PhasedDetector):
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None
     ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
         """See `Detector.heads`."""
-        if self.phase == "detector" or (self.phase == "generator" and truth is None):
+        if self.phase == "detector" or truth is None:
             return super().heads(levels, batch, truth)
-        if truth is None:
-            return self.detect(levels, batch), {}
         return None, self.restoration_losses(levels, batch, truth)
-
-    def detect(self, levels: list[Tensor], batch: ImageBatch) -> list[Detections]:
-        """Detections of the last phase, in pixels of the batch."""
-        raise NotImplementedError
 
     def restoration_losses(
         self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth
@@ -246,8 +247,9 @@ class CropGDL(GDLDetector):
         """See `GDLDetector`."""
         proposals, _ = self.rpn(levels, batch)
         every = self.roi_heads.candidates(proposals, truth)
-        known = every.matches, every.boxes, every.image_ids, truth, len(batch.sizes), every.scores
-        samples = every.take(*self.sampler(*known))
+        samples = every.take(
+            *self.sampler(every.matches, every.boxes, every.image_ids, truth, len(batch.sizes))
+        )
         high = self.cut(batch, samples.boxes, samples.image_ids, self.generator.upscale)
         generated = self.generate(F.avg_pool2d(high, self.generator.upscale))
         losses = {}
@@ -259,8 +261,16 @@ class CropGDL(GDLDetector):
             losses |= self.verdict_losses(verdict, real, samples, truth)
         return losses
 
+    def heads(
+        self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth | None
+    ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
+        """See `Detector.heads`."""
+        if truth is None and self.phase == "adversarial":
+            return self.detect(levels, batch), {}
+        return super().heads(levels, batch, truth)
+
     def detect(self, levels: list[Tensor], batch: ImageBatch) -> list[Detections]:
-        """See `GDLDetector`."""
+        """Detections of the last phase, in pixels of the batch."""
         proposals, _ = self.rpn(levels, batch)
         boxes, image_ids = proposals.boxes, proposals.image_ids
         logits, offsets = self.roi_heads.predict(levels, boxes, image_ids)
@@ -291,3 +301,84 @@ class CropGDL(GDLDetector):
             context=self.context,
             samples=2 * self.generator.upscale // factor,
         )
+
+
+class FeatureGDL(GDLDetector):
+    """GDL on features: the finest level is restored before proposals are made.
+
+    The image has the high resolution, averaging 2 x 2 pixels gives the low one. z_HR is the finest
+    level of the pyramid of the image, z_LR that of the smaller one, without gradient both: the
+    detector is its own teacher. The levels of the smaller image, twice as coarse, follow on the
+    restored one, so that proposals and second stage find the strides that they know. They are the
+    discriminator: anchors are identified on what the generator made, and objectness, classes and
+    boxes teach it. In evaluation of the last phase the backbone sees the smaller image alone.
+
+    So small objects should have been enlarged before (`scale` = 2): the backbone then works at the
+    size of the image as it came.
+
+    Args:
+        parts: backbone, neck, proposals and second stage (a `RoIHeads`).
+        generator: of features, with an upscale of 2.
+        critic: pooled features [S, C, size, size] -> logits [S] of being real; None without L_adv.
+        weights: of the losses.
+        options: of `TwoStageDetector`.
+
+    Raises:
+        ValueError: for another upscale.
+    """
+
+    def __init__(
+        self,
+        *parts: nn.Module,
+        generator: Generator,
+        critic: nn.Module | None,
+        weights: Weights,
+        **options: Any,
+    ) -> None:
+        if generator.upscale != 2:
+            raise ValueError(f"generator must have an upscale of 2, got {generator.upscale}")
+        super().__init__(*parts, generator=generator, weights=weights, **options)
+        self.critic = critic
+        self.set_phase(self.phases[0])
+
+    def judges(self) -> Iterable[nn.Module]:
+        """See `GDLDetector`."""
+        return [x for x in (self.rpn, self.roi_heads, self.critic) if x is not None]
+
+    def run(
+        self, batch: ImageBatch, truth: GroundTruth | None
+    ) -> tuple[list[Detections] | None, dict[str, Tensor]]:
+        """See `Detector.run`."""
+        if truth is not None or self.phase != "adversarial":
+            return super().run(batch, truth)
+        low = self.low_levels(batch)
+        return self.heads([self.generator(low[0]), *low[:-1]], batch, None)
+
+    def low_levels(self, batch: ImageBatch) -> list[Tensor]:
+        """The pyramid of the images at half their size."""
+        levels: list[Tensor] = self.neck(self.backbone(F.avg_pool2d(batch.pixels, 2)))[0]
+        return levels
+
+    def restoration_losses(
+        self, levels: list[Tensor], batch: ImageBatch, truth: GroundTruth
+    ) -> dict[str, Tensor]:
+        """See `GDLDetector`."""
+        low = self.low_levels(batch)
+        generated = self.generate(low[0])
+        losses = {}
+        if self.turn != "discriminator":
+            losses = self.similarity_losses(generated, levels[0])
+        if self.turn:
+            restored = [generated, *low[:-1]]
+            proposals, anchors = self.ask(self.rpn, restored, batch, truth)
+            samples = self.roi_heads.sample(proposals, truth, len(batch.sizes))
+            real = self.judge(levels, samples) if self.turn == "discriminator" else None
+            verdict = self.judge(restored, samples)
+            losses |= self.verdict_losses(verdict, real, samples, truth, anchors=anchors)
+        return losses
+
+    def judge(self, levels: list[Tensor], samples: Samples) -> Verdict:
+        """What second stage and critic say of the samples."""
+        pooled = self.roi_heads.pool(levels, samples.boxes, samples.image_ids)
+        logits, offsets = self.ask(self.roi_heads.head, pooled)
+        return logits, offsets, None if self.critic is None else self.ask(self.critic, pooled)

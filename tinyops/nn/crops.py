@@ -28,11 +28,12 @@ def crop_boxes(
         samples: points per pixel of a crop and axis, bilinear, that are averaged.
 
     Returns:
-        [S, C, size, size], float32 at least.
+        [S, C, size, size] in the dtype of the pixels; coordinates are float32 at least.
     """
     dtype = torch.promote_types(pixels.dtype, torch.float32)
     boxes = boxes.to(dtype)
     centres, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     halves = context * halves
     rois = torch.cat([image_ids[:, None].to(dtype), centres - halves, centres + halves], 1)
-    return roi_align(pixels.to(dtype), rois, size, sampling_ratio=samples, aligned=True)
+    crops = roi_align(pixels.to(dtype), rois, size, sampling_ratio=samples, aligned=True)
+    return crops.to(pixels.dtype)

@@ -117,7 +117,7 @@ def check_arguments(
 ) -> None:
     """The checks of csrc/ops/difference_gate_check.h, for fake tensors and Triton."""
     check_map(_OP, "features", features)
-    n, c, h, w = features.shape
+    n, c = features.shape[:2]
     check_map_like(_OP, "channel_weight", channel_weight, "features", features, (n, c, 1, 1))
     _check_difference(difference, features)
     _check_threshold(threshold, difference, features)
