@@ -264,7 +264,7 @@ def test_the_hardest_of_all_proposals_are_learnt_from():
                 math.log((b2 - b1) / (y2 - y1)) / 0.2,
             ]
             loss = loss + (offsets[0, label - 1] - torch.tensor(wanted)).abs().sum()
-        losses.append(float(loss))
+        losses.append(loss.item())
     expected = []
     for image in (0, 1):
         mine = [k for k in range(len(losses)) if int(every.image_ids[k]) == image]
@@ -350,5 +350,10 @@ def test_bad_settings_are_refused(name, options, message):
 
 
 def test_other_detectors_cannot_be_extended():
-    with pytest.raises(ValueError, match="detector must have an EFPN and RoIHeads, got FPN and Ro"):
+    wanted = "detector must have an EFPN, RoIHeads and no refiner, got"
+    with pytest.raises(ValueError, match=f"{wanted} FPN, RoIHeads and NoneType"):
         EFPNDetector.extend(create("faster_rcnn_fpn_resnet_nano", **SMALL))
+    refined = make()
+    refined.refiner = torch.nn.Identity()
+    with pytest.raises(ValueError, match=f"{wanted} EFPN, RoIHeads and Identity"):
+        EFPNDetector.extend(refined)
