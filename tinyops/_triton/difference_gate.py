@@ -76,8 +76,8 @@ def _factor(
             k = 0
             while k < columns:
                 value, _ = _pixel(difference, n, y, x, h, w, rows, columns, r, k)
-                code = _code(value, limit).to(tl.int64)
-                total = total + code if RESIZE == 1 else tl.maximum(total, code)
+                own = _code(value, limit).to(tl.int64)
+                total = total + own if RESIZE == 1 else tl.maximum(total, own)
                 k += 1
             r += 1
         if RESIZE == 1:
