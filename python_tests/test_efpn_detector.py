@@ -279,7 +279,7 @@ def test_the_hardest_of_all_proposals_are_learnt_from():
     batch = collate_images([torch.zeros(3, 128, 128)] * 2, mean=(0, 0, 0), std=(1, 1, 1))
     _, found = heads(levels, proposals, batch, truth)
     mean = sum(losses[k] for k in order) / 16
-    assert float(sum(found.values())) == pytest.approx(mean, rel=1e-4)
+    assert sum(found.values()).item() == pytest.approx(mean, rel=1e-4)
 
 
 def test_a_random_sampler_is_that_of_the_first_head():
@@ -304,6 +304,24 @@ def test_autocast(phase):
     if phase == "distillation":  # the others sample
         for name, loss in losses.items():
             assert float(loss) == pytest.approx(float(expected[name]), rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_gpu_computes_the_same(phase):
+    torch.use_deterministic_algorithms(False)  # torchvision compiles another roi_align for it
+    model, found = make(phase).double(), []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        torch.manual_seed(1)
+        losses = model(
+            [x.to(device, torch.float64) for x in images()],
+            [{key: x.to(device) for key, x in one.items()} for one in TARGETS],
+        )
+        sum(losses.values()).backward()
+        gradients = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
+        found.append(([x.detach().cpu() for x in losses.values()], gradients))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-9)
 
 
 def test_a_saved_model_detects_the_same_in_its_phase(tmp_path):

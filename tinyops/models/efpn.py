@@ -236,10 +236,12 @@ class EFPNDetector(PhasedDetector):
                 valid=torch.tensor(sizes, device=made.device),
             )
             count = sum(height * width for height, width in sizes)
-            for name, loss, number in (("all", total, count), ("objects", positive, cells)):
+            for name, weight, loss, number in (
+                ("all", 1.0, total, count),
+                ("objects", self.balance, positive, cells),
+            ):
                 divisor = count_over_processes(number, total) * neck.channels
-                losses[f"distilled_p{k + 2}_{name}"] = loss / divisor
-            losses[f"distilled_p{k + 2}_objects"] *= self.balance
+                losses[f"distilled_p{k + 2}_{name}"] = weight * loss / divisor
         return losses
 
     def _of_teacher(self, pixels: Tensor) -> Tensor:
