@@ -55,13 +55,11 @@ ALIKE = {
 }
 SMALL = (
     "neck_channels=64 head_channels=256 rpn_samples=128 samples=128 pre_nms=[500,500] "
-    "proposals=[300,500]"
+    "proposals=[300,300]"
 )
-# What the systems need besides, to be as small. RFLA: proposals of the coarse levels, on which no
-# object of these sets is trained, are false alarms if more are looked at than in training.
-SMALL_TOO = {
-    "RFLA": "proposals=[300,300]",
-    "RFLA, SR-TOD": "proposals=[300,300]",
+# As many proposals as in training: those beyond are of levels that RFLA's second stage never saw
+# in training, and takes for objects.
+SMALL_TOO = {  # what systems need besides, to be as small
     "EFPN": "texture_width=64",
     "GDL": "crop_size=16 upscale=2 generator_width=16 generator_blocks=2 discriminator_width=32 "
     "discriminator_hidden=128 crop_samples=32",
