@@ -129,6 +129,9 @@ step "bench, training step" 90 bench.log bench_training
 step "memcheck" 90 sanitizer.log sanitize memcheck
 step "racecheck" 60 sanitizer.log sanitize racecheck
 step "bench, gated_upsample_add" 80 bench.log bench_one gated_upsample_add --shapes p2x8,p4
+step "bench, pixel_shuffle" 50 bench.log bench_one pixel_shuffle --shapes p2x8,p3
+step "bench, difference_gate" 60 bench.log bench_one difference_gate --shapes p2x8,p3
+step "bench, difference_map" 30 bench.log bench_one difference_map --shapes tilex8
 step "build, Triton" 100 build.log build 0
 step "tests, Triton" 120 tests.log tests 0
 step "bench, Triton" 60 bench.log bench 0 gated_upsample_add --json "$out/bench_triton.json" \

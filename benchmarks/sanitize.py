@@ -9,6 +9,7 @@ kernels, which must be the same bits.
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,11 +19,19 @@ from torch import Tensor
 
 from tinyops.ops import (
     attention_targets,
+    difference_gate,
+    difference_gate_reference,
+    difference_map,
+    difference_map_reference,
     gated_upsample_add,
     gated_upsample_add_,
     gated_upsample_add_reference,
     max_overlap,
     nms,
+    pixel_shuffle_add,
+    pixel_shuffle_add_reference,
+    pixel_shuffle_concat,
+    pixel_shuffle_concat_reference,
     sample_negatives,
     sample_negatives_from_boxes,
     soft_nms,
@@ -101,6 +110,112 @@ def check_gated_upsample_add(device: torch.device) -> Iterator[str]:
         low, *others = (x.detach() for x in inputs)
         gated_upsample_add_(low, *others, **options)
         compare([low], [expected], f"in place {what}")
+        yield what
+
+
+# Channels, cells, pixels of the map per cell, elements by which the memory is misaligned.
+DIFFERENCES = (
+    (3, (4, 16), (4, 4), 0),  # 16-byte vectors in NCHW
+    (8, (3, 8), (2, 3), 0),
+    (40, (9, 16), (1, 1), 0),  # more channels and cells than a block takes at once
+    (136, (3, 50), (2, 2), 0),
+    (5, (3, 5), (4, 4), 0),  # one element at a time
+    (3, (2, 16), (1, 2), 1),
+    (1, (1, 1), (1, 1), 0),
+)
+
+
+def check_differences(device: torch.device) -> Iterator[str]:
+    cases = itertools.product(DIFFERENCES, TOLERANCES, LAYOUTS)
+    for (c, cells, blocks, offset), dtype, layout in cases:
+        what = f"{c} {cells} {blocks} {offset} {dtype} {layout}"
+
+        def random(
+            *size: int, dtype: torch.dtype = dtype, layout: torch.memory_format = layout
+        ) -> Tensor:
+            return torch.rand(2, *size).to(dtype).contiguous(memory_format=layout)
+
+        def check(
+            operator: Callable[..., Tensor],
+            reference: Callable[..., Tensor],
+            tensors: list[Tensor],
+            grad: Tensor,
+            what: str,
+            offset: int = offset,
+        ) -> str:
+            exact = [x.double().requires_grad_() for x in tensors]
+            expected = reference(*exact)
+            gradients = torch.autograd.grad(expected, exact, grad.double())
+            inputs = [place(x, device, offset).requires_grad_() for x in tensors]
+            out = operator(*inputs)
+            results = torch.autograd.grad(out, inputs, place(grad, device, offset))
+            compare([out, *results], [expected, *gradients], what)
+            return what
+
+        valid = torch.tensor([[cells[0], cells[1] - 1], [cells[0] - 1, cells[1]]])
+        images = [random(c, *cells), random(c, *cells)]
+        yield check(
+            lambda *x, v=valid: difference_map(*x, v.to(device)),
+            lambda *x, v=valid: difference_map_reference(*x, v),
+            images,
+            random(1, *cells),
+            f"difference_map {what}",
+        )
+        difference = random(1, cells[0] * blocks[0], cells[1] * blocks[1])
+        threshold = torch.tensor(0.25, dtype=dtype)
+        for resize in ("nearest", "area", "max"):
+            yield check(
+                functools.partial(difference_gate, resize=resize),
+                functools.partial(difference_gate_reference, resize=resize),
+                [random(c, *cells), random(c, 1, 1), difference, threshold],
+                random(c, *cells),
+                f"difference_gate {what} {resize}",
+            )
+
+
+# Upscale, channels of the shuffled content and of the reference, size of content, elements by which
+# the memory is misaligned.
+PIXEL_SHUFFLE = (
+    (2, 16, 8, (3, 16), 0),  # vectors in both layouts
+    (3, 8, 16, (2, 8), 0),
+    (4, 8, 8, (2, 8), 0),
+    (2, 5, 3, (3, 5), 0),  # one element at a time
+    (3, 1, 2, (1, 1), 0),
+    (2, 16, 8, (3, 16), 1),
+    (4, 8, 8, (2, 33), 1),
+)
+
+
+def check_pixel_shuffle(device: torch.device) -> Iterator[str]:
+    forms = {
+        "concat": (pixel_shuffle_concat, pixel_shuffle_concat_reference),
+        "add": (pixel_shuffle_add, pixel_shuffle_add_reference),
+    }
+    cases = itertools.product(
+        PIXEL_SHUFFLE, TOLERANCES, LAYOUTS, forms, ((1.0, "crd"), (0.1, "crd"), (0.1, "dcr"))
+    )
+    for (r, c, other, (h, w), offset), dtype, layout, form, (slope, order) in cases:
+        what = f"{form} {r} {c} {other} {h}x{w} {offset} {dtype} {layout} {slope} {order}"
+
+        def random(
+            *size: int, dtype: torch.dtype = dtype, layout: torch.memory_format = layout
+        ) -> Tensor:
+            return torch.randn(2, *size).to(dtype).contiguous(memory_format=layout)
+
+        content, joined = random(c * r * r, h, w), other if form == "concat" else c
+        tensors = [content, random(joined, r * h, r * w)]
+        options: dict[str, Any] = {"upscale": r, "negative_slope": slope, "order": order}
+        function, reference = forms[form]
+
+        exact = [x.double().requires_grad_() for x in tensors]
+        expected = reference(*exact, **options)
+        grad = random(*expected.shape[1:])
+        gradients = torch.autograd.grad(expected, exact, grad.double())
+
+        inputs = [place(x, device, offset).requires_grad_() for x in tensors]
+        out = function(*inputs, **options)
+        results = torch.autograd.grad(out, inputs, place(grad, device, offset))
+        compare([out, *results], [expected, *gradients], what)
         yield what
 
 
@@ -223,6 +338,8 @@ def check_attention_targets(device: torch.device) -> Iterator[str]:
 
 CHECKS = {
     "gated_upsample_add": check_gated_upsample_add,
+    "pixel_shuffle": check_pixel_shuffle,
+    "differences": check_differences,
     "nms": check_nms,
     "soft_nms": check_soft_nms,
     "stitch_tiles": check_stitch_tiles,

@@ -17,6 +17,41 @@ STABLE_TORCH_LIBRARY(TINYOPS_NAMESPACE, m) {
       "_gated_upsample_add_backward(Tensor grad, Tensor? low, Tensor? high, Tensor? gate_low, "
       "Tensor? gate_high, SymInt high_height, SymInt high_width, bool self_gate) "
       "-> (Tensor d_low, Tensor d_high, Tensor d_gate_low, Tensor d_gate_high)");
+  m.def(
+      "pixel_shuffle_concat(Tensor content, Tensor reference, *, int upscale=2, "
+      "float negative_slope=1.0, int order=0) -> Tensor");
+  m.def(
+      "pixel_shuffle_add(Tensor content, Tensor residual, *, int upscale=2, "
+      "float negative_slope=1.0, int order=0) -> Tensor");
+  m.def(
+      "_pixel_shuffle_backward(Tensor grad, Tensor? content, SymInt channels, int upscale, "
+      "float negative_slope, int order) -> Tensor");
+  m.def(
+      "avg_max_pool(Tensor features, Tensor? valid=None) -> (Tensor mean, Tensor max, Tensor "
+      "index)");
+  m.def(
+      "_avg_max_pool_backward(Tensor d_mean, Tensor d_max, Tensor index, Tensor? valid, "
+      "SymInt height, SymInt width, bool channels_last) -> Tensor");
+  m.def(
+      "balanced_l1_sums(Tensor prediction, Tensor target, Tensor boxes, Tensor image_ids, "
+      "Tensor? valid=None, *, float scale) -> (Tensor total, Tensor positive, Tensor cells)");
+  m.def(
+      "_balanced_l1_sums_backward(Tensor d_total, Tensor d_positive, Tensor prediction, "
+      "Tensor target, Tensor boxes, Tensor image_ids, Tensor? valid, float scale, "
+      "bool need_prediction, bool need_target) -> (Tensor d_prediction, Tensor d_target)");
+
+  m.def("difference_map(Tensor reconstruction, Tensor image, Tensor? valid=None) -> Tensor");
+  m.def(
+      "_difference_map_backward(Tensor grad, Tensor reconstruction, Tensor image, Tensor? valid) "
+      "-> Tensor");
+  m.def(
+      "difference_gate(Tensor features, Tensor channel_weight, Tensor difference, "
+      "Tensor threshold, *, int resize=0, int ste=0) -> Tensor");
+  m.def(
+      "_difference_gate_backward(Tensor grad, Tensor features, Tensor channel_weight, "
+      "Tensor difference, Tensor threshold, int resize, bool need_features, "
+      "bool need_channel_weight, bool need_difference, bool need_threshold) "
+      "-> (Tensor d_features, Tensor d_channel_weight, Tensor d_difference, Tensor d_threshold)");
 
   m.def(
       "nms(Tensor boxes, Tensor scores, float iou_threshold, *, Tensor? labels=None, "

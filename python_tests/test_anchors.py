@@ -22,6 +22,14 @@ def test_by_hand():
     torch.testing.assert_close(anchors, torch.tensor(expected))
 
 
+def test_sizes_of_levels_replace_their_strides():
+    found = AnchorGenerator([4, 8], [2.0], [4.0], sizes=[10.0, 3.0])(levels_of((1, 2), (1, 2)))
+    # 10 * 2 = 20 pixels, 10 wide and 40 high; 3 * 2 = 6, 3 wide and 12 high.
+    expected = [(-5, -20, 5, 20), (-1, -20, 9, 20)], [(-1.5, -6, 1.5, 6), (6.5, -6, 9.5, 6)]
+    for anchors, boxes in zip(found, expected, strict=True):
+        torch.testing.assert_close(anchors, torch.tensor(boxes).float())
+
+
 def test_sizes_are_not_rounded():
     anchors = AnchorGenerator([4], [1.5], [0.4])(levels_of((1, 1)))[0][0]
     assert anchors[2] - anchors[0] == pytest.approx(6 / math.sqrt(0.4))
@@ -127,6 +135,10 @@ def test_wrong_arguments():
         AnchorGenerator([], [1.0], [1.0])
     with pytest.raises(ValueError, match=r"ratios must be numbers above 0, got \[0\.0\]"):
         AnchorGenerator([4], [1.0], [0.0])
+    with pytest.raises(ValueError, match=r"sizes must be numbers above 0, got \[0\]"):
+        AnchorGenerator([4], [1.0], [1.0], sizes=[0])
+    with pytest.raises(ValueError, match=r"sizes must be one per stride \(2\), got 1"):
+        AnchorGenerator([4, 8], [1.0], [1.0], sizes=[9])
     with pytest.raises(ValueError, match=r"one per stride \(2\), got 1"):
         AnchorGenerator([4, 8], [1.0], [1.0])(levels_of((1, 1)))
 

@@ -17,6 +17,9 @@ import tinyops.cli.detect
 from tinyops.cli import main
 from tinyops.cli.detect import Detect, parse
 from tinyops.config import load_yaml
+from tinyops.inference.maps import image_maps
+from tinyops.inference.source import open_source
+from tinyops.inference.types import Detection
 from tinyops.models import create, save
 
 NUMBER = r"\d+\.\d\d"
@@ -90,6 +93,32 @@ def test_a_saved_detector_gives_what_tinyops_detect_gives(images, tmp_path, monk
     table = json.loads((tmp_path / "out/detections.json").read_text())
     assert [entry["name"] for entry in table["categories"]] == ["boat", "person"]
     assert not (tmp_path / "out/pictures").exists()
+
+
+@pytest.mark.parametrize("picture", [True, False])
+def test_maps_are_beside_the_pictures(images, tmp_path, monkeypatch, picture):
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    model = create("faster_rcnn_sspnet_srtod_resnet_nano", neck_channels=8, head_channels=8)
+    save(model, tmp_path / "model.safetensors")
+    words = [images, "--out", tmp_path / "out", "--model", tmp_path / "model.safetensors"]
+    kept = ["--heat"] if picture else ["--no-picture"]
+    assert detect(*words, "--maps", *kept) == 0
+    names = sorted(path.name for path in (tmp_path / "out/pictures").iterdir())
+    kinds = (".attention.png", ".difference.png", ".mask.png", ".reconstruction.png")
+    annotated = [name for name in names if name.endswith(".jpg")]
+    maps = [name for name in names if name.endswith(".png")]
+    assert names == sorted(annotated + maps)
+    assert len(annotated) == (3 if picture else 0)
+    stems = sorted({name.partition(".")[0] for name in names})
+    assert maps == [stem + kind for stem in stems for kind in kinds]
+    assert [stem.partition("-")[0] for stem in stems] == ["0", "1", "2"]
+    with Image.open(tmp_path / "out/pictures" / maps[3]) as drawn:  # 40 x 30, and its legend
+        pixels = np.asarray(drawn.crop((0, 0, 40, 30))) / 255
+    shown = image_maps(model, open_source(images / "0.png"), Detection((32, 32), 8, 3))
+    assert np.abs(pixels - shown.reconstruction).max() < 0.01
+    assert detect(*words, "--fresh", "--no-picture") == 0
+    assert list((tmp_path / "out/pictures").iterdir()) == []
 
 
 def test_interrupted_and_continued_is_uninterrupted(images, tmp_path, capsys, monkeypatch):

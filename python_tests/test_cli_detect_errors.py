@@ -105,6 +105,7 @@ def test_when_all_images_fail_the_files_are_there_and_empty(images, tmp_path, ca
         (["--insets", "-1"], "insets must be at least 0, got -1"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:<k>, got 'gpu'"),
         (["--heat"], "heat must be off for a model without attention (SSPNet has it)"),
+        (["--maps"], "maps must be off for a model without any (SSPNet and SR-TOD have)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

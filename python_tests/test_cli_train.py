@@ -13,6 +13,7 @@ from tinyops.cli.train import Train, parse
 from tinyops.config import load_yaml
 from tinyops.data.synth_write import write_tinysea
 from tinyops.models import load
+from tinyops.train import Training
 
 MODEL = ["--model", "faster_rcnn_fpn_resnet_nano", "--override", "neck_channels=16"]
 MODEL += ["--override", "head_channels=16", "proposals=[30, 30]", "samples=16", "rpn_samples=16"]
@@ -204,3 +205,80 @@ def test_the_configuration_is_plain_yaml(tmp_path):
     dump_yaml(settings, tmp_path / "a.yaml")
     assert yaml.safe_load((tmp_path / "a.yaml").read_text())["override"] == {"x": [1, 2]}
     assert load_yaml(Train, tmp_path / "a.yaml") == settings
+
+
+def test_a_training_begins_with_another_model(folder, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(command(folder, first)) == 0
+    assert main(command(folder, second, "--start", str(first), "--lr", "1e-9")) == 0
+    assert "first: took 90 of its 90 tensors; the model has 90" in capsys.readouterr().out
+    one, other = load(first), load(second / "last.safetensors")
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_start_without_a_fitting_tensor_is_refused(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tinyops.cli.train.load", lambda path: torch.nn.Linear(2, 3))
+    assert main(command(folder, tmp_path, "--start", "other")) == 2
+    assert (
+        "start must have tensors that fit the model, got none in other" in capsys.readouterr().err
+    )
+
+
+PHASED = ["--model", "faster_rcnn_efpn_resnet_nano", "--phase-steps"]
+
+
+def test_all_phases_run_in_a_row_and_the_last_is_the_result(folder, tmp_path, capsys):
+    assert main(command(folder, tmp_path, *PHASED, "3", "1", "2")) == 0
+    text = capsys.readouterr().out
+    assert "6 steps at a rate" in text
+    for line in (
+        "phase 1 of 3: detector, 3 steps",
+        "phase 2 of 3: distillation, 1 steps",
+        "phase 3 of 3: refinement, 2 steps",
+    ):
+        assert line in text
+    assert [len(lines(p / "train.csv")) for p in (tmp_path / "phase1_detector", tmp_path)] == [3, 2]
+    model, base = load(tmp_path), load(tmp_path / "phase1_detector")
+    assert (model.phase, base.phase) == ("refinement", "detector")
+    for (name, a), b in zip(
+        model.backbone.named_parameters(), base.backbone.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_an_interrupted_phase_goes_on(folder, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = [*PHASED, "2", "4", "2", "--save-every", "1"]
+    assert main(command(folder, whole, *arguments)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        update = Training.update
+
+        def stop(self, parts):
+            if self.model.phase == "distillation" and self.step == 2:
+                raise KeyboardInterrupt
+            return update(self, parts)
+
+        patch.setattr(Training, "update", stop)
+        assert main(command(folder, cut, *arguments)) == 130
+    assert not (cut / "last.safetensors").exists()
+    assert main(command(folder, cut, *arguments)) == 0
+    one, other = load(whole), load(cut)
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_phase_that_the_start_has_behind_it_is_left_out(folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(command(folder, first)) == 0
+    more = [*PHASED, "0", "1", "1", "--start", str(first)]
+    assert main(command(folder, second, *more)) == 0
+    assert not (second / "phase1_detector").exists()
+    a, b = load(first).rpn, load(second).rpn
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("steps", [("1", "1"), ("1", "1", "0"), ("-1", "1", "1")])
+def test_phase_steps_that_do_not_fit_are_refused(folder, tmp_path, steps, capsys):
+    assert main(command(folder, tmp_path, *PHASED, *steps)) == 2
+    assert "phase_steps must be" in capsys.readouterr().err

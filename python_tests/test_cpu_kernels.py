@@ -14,7 +14,7 @@ CAPABILITIES = ("default", "avx2", "avx512")
 
 # Prints the outputs of one run. torch.rand and not randn, whose bits depend on the capability.
 PROGRAM = """
-import torch, tinyops
+import hashlib, torch, tinyops
 from tinyops._eval import build_facts
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
@@ -29,6 +29,14 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             if layout == torch.contiguous_format:  # in NHWC sums run across the lanes of a vector
                 for d in torch.autograd.grad(out, tensors, low.detach()):
                     print(d.double().flatten().tolist())
+            for r in (2, 3, 4):
+                content = (torch.rand(1, 18 * r * r, *size) - 0.5).to(dtype)
+                content = content.to(memory_format=layout).requires_grad_()
+                other = torch.rand(1, 18, r * size[0], r * size[1]).to(dtype)
+                out = tinyops.ops.pixel_shuffle_add(content, other, upscale=r, negative_slope=0.1)
+                (d,) = torch.autograd.grad(out, content, other.to(memory_format=layout))
+                for x in (out.detach(), d):
+                    print(hashlib.sha256(x.contiguous().view(torch.uint8).numpy()).hexdigest())
 print(build_facts()["cpu_instruction_set_in_use"])
 """
 

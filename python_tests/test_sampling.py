@@ -5,7 +5,7 @@ import torch
 from detection import target, truth
 
 from tinyops.nn.assign import BACKGROUND, IGNORED
-from tinyops.nn.sampling import RandomSampler, WeightedNegativeSampler
+from tinyops.nn.sampling import HardSampler, RandomSampler, WeightedNegativeSampler
 
 WEIGHTED = [
     {},
@@ -151,3 +151,24 @@ def test_image_without_objects():
     matches, boxes, ids = mixed(0, 30, 0)
     for sampler in samplers(8, 0.5):
         assert len(sampler(matches, boxes, ids, truth(target()), 1)[1]) == 8
+
+
+def test_the_hardest_are_taken_from_every_image():
+    matches = torch.tensor([0, BACKGROUND, 0, BACKGROUND, IGNORED, 0, BACKGROUND, BACKGROUND, 1])
+    losses = torch.tensor([0.1, 0.5, 0.7, 0.9, 9.0, 0.7, 0.5, 0.2, 0.0])
+    images = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1])
+    sampler = HardSampler(4, 0.5)
+    boxes = torch.zeros(9, 4)
+    positives, negatives = sampler(matches, boxes, images, OBJECTS, 2, losses)
+    assert positives.tolist() == [2, 5, 8]  # the equal ones by index
+    assert negatives.tolist() == [3, 1, 7]  # at most 4 - 2 of the first image
+    sampler = HardSampler(4, 0.25)
+    positives, negatives = sampler(matches, boxes, images, OBJECTS, 3, losses)
+    assert positives.tolist() == [2, 8]
+    assert negatives.tolist() == [3, 1, 6, 7]  # in place of positives
+
+
+def test_without_boxes_the_hardest_are_none():
+    none = torch.zeros(0, dtype=torch.int64)
+    found = HardSampler(4, 0.5)(none, torch.zeros(0, 4), none, OBJECTS, 2, torch.zeros(0))
+    assert [x.tolist() for x in found] == [[], []]

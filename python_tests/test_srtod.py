@@ -1,6 +1,5 @@
 """SR-TOD: the refiner against the paper's equations, its threshold, and its loss."""
 
-import copy
 import math
 
 import pytest
@@ -9,11 +8,8 @@ import torch.nn.functional as F
 from detection import batch_of, pyramid
 from torch import nn
 
-from tinyops.models import create
-from tinyops.nn.batch import ImageBatch
 from tinyops.nn.complexity import complexity
 from tinyops.nn.srtod import ChannelGate, ReconstructionHead, SelfReconstruction, high_pass
-from tinyops.train import Average, Schedule, Training, make_optimizer
 
 STRIDES = (4, 8, 16, 32, 64)
 

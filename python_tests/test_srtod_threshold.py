@@ -5,13 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from detection import batch_of, pyramid, target
-from squares import Seer
-from torch import nn
+from detection import batch_of, pyramid
 
-from tinyops.models import create, load, save
 from tinyops.nn.srtod import SelfReconstruction
-from tinyops.train import Schedule, Training, make_optimizer
+from tinyops.train import make_optimizer
 from tinyops.train.optim import Average
 
 STRIDES = (4, 8, 16, 32, 64)

@@ -20,11 +20,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = 80, 90, 120
 DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
+LAYOUTS = torch.contiguous_format, torch.channels_last
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
 }
 
 
@@ -56,6 +58,59 @@ def gated_upsample_add_launches():
             yield from module.plan_backward(low, *kept, *used, 16, 16, self_gate)[1]
 
 
+def pixel_shuffle_launches():
+    module = load("pixel_shuffle")
+    layouts = torch.contiguous_format, torch.channels_last
+    # The usual factor in every type; the others, and the other order, in the widest one.
+    cases = *product(DTYPES, (2,), (0,)), *product((torch.float64,), (2, 3, 4), (1,))
+    for (dtype, r, order), layout in product(cases, layouts):
+
+        def empty(channels, scale, dtype=dtype, layout=layout):
+            size = 1, channels, 16 * scale, 16 * scale
+            return torch.empty(size, dtype=dtype, device="meta").to(memory_format=layout)
+
+        content, wide = empty(16 * r * r, 1), empty(16, r)
+        yield from module.plan_forward(content, None, empty(32, r), r, 1.0, order)
+        yield from module.plan_forward(content, wide, wide, r, 0.1, order)
+        yield from module.plan_backward(wide, content, 16, r, 0.1, order)[1]
+
+
+def difference_map_launches():
+    module = load("difference_map")
+    for dtype, layout, padded in product(DTYPES, LAYOUTS, (False, True)):
+        image = torch.empty(1, 3, 16, 16, dtype=dtype, device="meta").to(memory_format=layout)
+        valid = torch.empty(1, 2, dtype=torch.int64, device="meta") if padded else None
+        yield from module.plan_forward(image, image, valid, image[:, :1])
+        yield from module.plan_backward(image[:, :1], image, image, valid, image)
+
+
+def difference_gate_launches():
+    module = load("difference_gate")
+    needs = (True, True, True, True), (True, True, False, False)
+    cases = (
+        *product(DTYPES, (None,)),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float64),
+    )
+    for (dtype, wide), layout, resize in product(cases, LAYOUTS, range(3)):
+        features = torch.empty(1, 64, 16, 16, dtype=dtype, device="meta")
+        weight = features.new_empty(1, 64, 1, 1)
+        difference = torch.empty(1, 1, 64, 64, dtype=wide or dtype, device="meta")
+        features, threshold = features.to(memory_format=layout), difference.new_empty(())
+        tensors = features, weight, difference, threshold
+        yield from module.plan_forward(*tensors, resize, features)
+        for wanted in needs:
+            yield from module.plan_backward(features, *tensors, resize, wanted)[1]
+
+
+LAUNCHES = {
+    "gated_upsample_add": gated_upsample_add_launches,
+    "pixel_shuffle": pixel_shuffle_launches,
+    "difference_map": difference_map_launches,
+    "difference_gate": difference_gate_launches,
+}
+
+
 def specialised(launch):
     """What the just-in-time compiler makes of a launch: (signature, constants, attributes)."""
     signature, constants, attributes = {}, {}, {}
@@ -81,8 +136,8 @@ def compile_one(job):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    name, signature, constants, attributes, architecture = job
-    kernel = getattr(load("gated_upsample_add"), name)
+    module, name, signature, constants, attributes, architecture = job
+    kernel = getattr(load(module), name)
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
     assert compiled.asm["cubin"][:4] == b"\x7fELF"
@@ -96,9 +151,9 @@ def compile_one(job):
 
 def compile_all():
     jobs = {}
-    for launch in gated_upsample_add_launches():
-        for architecture in ARCHITECTURES:
-            job = launch.kernel.__name__, *specialised(launch), architecture
+    for module, launches in LAUNCHES.items():
+        for launch, architecture in product(launches(), ARCHITECTURES):
+            job = module, launch.kernel.__name__, *specialised(launch), architecture
             jobs[repr(job)] = job  # the same kernel serves several problems
     with ProcessPoolExecutor(max_workers=2) as pool:
         print(*pool.map(compile_one, jobs.values()), sep="\n")

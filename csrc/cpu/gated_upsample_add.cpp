@@ -1,19 +1,14 @@
 #include "gated_upsample_add.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "../ops/gated_upsample_add_check.h"
+#include "maps.h"
+#include "parallel.h"
 
 namespace tinyops::gated_upsample_add {
 namespace {
 
-// Outputs above this size are written past the caches: below it, the next operator finds them there
-// (streaming a 1.3 MB output was seen 30 times slower than storing it).
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
-// Elements of work below which another thread does not pay.
-constexpr int64_t kGrain = 32768;
 // Pixels of a block in NCHW: its gates and sums stay in the L2 cache while channels pass by.
 // Smaller blocks would fit into L1, but memory is fastest when planes are walked from end to end.
 constexpr int64_t kBlockPixels = 65536;
@@ -30,22 +25,6 @@ Blocks cut(const Problem& p, int64_t blocks) {
 template <typename A>
 Isa isa_of(const Problem& p) {
   return cpu_isa_for_line(p.channels_last ? p.channels : p.x.in, sizeof(A));
-}
-
-constexpr std::align_val_t kCacheLine{64};
-struct AlignedDelete {
-  void operator()(void* p) const { ::operator delete[](p, kCacheLine); }
-};
-
-// body(begin, end, scratch) over `units` of `unit_work` elements each.
-template <typename A, typename F>
-void parallel_units(int64_t units, int64_t unit_work, int64_t scratch_elements, const F& body) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, unit_work));
-  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<A[], AlignedDelete> scratch(new (kCacheLine)
-                                                          A[static_cast<size_t>(scratch_elements)]);
-    body(begin, end, scratch.get());
-  });
 }
 
 void run_forward(const Problem& p, const ForwardTensors& t, bool in_place) {

@@ -1,8 +1,8 @@
 // The argument checks of gated_upsample_add, said once for every backend. The messages are those of
 // `check_arguments` in tinyops/ops/gated_upsample_add.py, which guards fake tensors and Triton.
 #pragma once
-#include "../torch_util.h"
-// after torch_util.h, which pins the ABI
+#include "maps_check.h"
+// after maps_check.h, which pins the ABI
 #include <tuple>
 #include <utility>
 
@@ -10,21 +10,7 @@
 
 namespace tinyops::gated_upsample_add {
 
-inline constexpr char kName[] = "gated_upsample_add: ";
-
-inline void check_leader(const char* name, const Tensor& t) {
-  check(t.dim() == 4, kName, name, " must have 4 dimensions [N, C, H, W], got ", shape_text(t));
-  check(is_float_dtype(t.scalar_type()), kName, name,
-        " must be float32, float64, float16 or bfloat16, got ", dtype_text(t.scalar_type()));
-}
-
-inline void check_like(const char* name, const Tensor& t, const char* leader, const Tensor& like) {
-  check(t.dim() == 4, kName, name, " must have 4 dimensions [N, C, H, W], got ", shape_text(t));
-  check(t.device() == like.device(), kName, name, " must be on ", device_text(like), " like ",
-        leader, ", got ", device_text(t));
-  check(t.scalar_type() == like.scalar_type(), kName, name, " must be ",
-        dtype_text(like.scalar_type()), " like ", leader, ", got ", dtype_text(t.scalar_type()));
-}
+inline constexpr char kOp[] = "gated_upsample_add", kName[] = "gated_upsample_add: ";
 
 inline void check_pixels(int64_t out_h, int64_t out_w, int64_t in_h, int64_t in_w) {
   for (const int64_t size : {out_h, out_w, in_h, in_w})
@@ -32,13 +18,6 @@ inline void check_pixels(int64_t out_h, int64_t out_w, int64_t in_h, int64_t in_
           "height and width must be at least 0 and below 2^31, got ", size);
   check((in_h > 0 || out_h == 0) && (in_w > 0 || out_w == 0), kName,
         "high must have pixels to give to low of ", out_h, "x", out_w, ", got ", in_h, "x", in_w);
-}
-
-inline void check_size(const char* name, const Tensor& t, std::array<int64_t, 4> size) {
-  bool same = true;
-  for (int d = 0; d < 4; ++d) same &= t.size(d) == size[d];
-  check(same, kName, name, " must be [", size[0], ", ", size[1], ", ", size[2], ", ", size[3],
-        "], got ", shape_text(t));
 }
 
 inline Mode mode_of(const OptionalTensor& gate_low, const OptionalTensor& gate_high,
@@ -52,19 +31,19 @@ inline Mode mode_of(const OptionalTensor& gate_low, const OptionalTensor& gate_h
 // Checks the tensors of the forward and gives the sizes of the problem in the layout of low.
 inline Problem check_forward(const Tensor& low, const Tensor& high, const OptionalTensor& gate_low,
                              const OptionalTensor& gate_high, bool self_gate) {
-  check_leader("low", low);
+  check_map(kOp, "low", low);
   const Mode mode = mode_of(gate_low, gate_high, self_gate);
-  check_like("high", high, "low", low);
+  check_map_like(kOp, "high", high, "low", low);
   const int64_t n = low.size(0), c = low.size(1), out_h = low.size(2), out_w = low.size(3);
   const int64_t in_h = high.size(2), in_w = high.size(3);
   check(high.size(0) == n && high.size(1) == c, kName, "high must be [", n, ", ", c,
         ", h, w], got ", shape_text(high));
   check_pixels(out_h, out_w, in_h, in_w);
   if (mode != Mode::kPlain) {
-    check_like("gate_low", *gate_low, "low", low);
-    check_size("gate_low", *gate_low, {n, 1, out_h, out_w});
-    check_like("gate_high", *gate_high, "low", low);
-    check_size("gate_high", *gate_high, {n, 1, in_h, in_w});
+    check_map_like(kOp, "gate_low", *gate_low, "low", low);
+    check_map_size(kOp, "gate_low", *gate_low, {n, 1, out_h, out_w});
+    check_map_like(kOp, "gate_high", *gate_high, "low", low);
+    check_map_size(kOp, "gate_high", *gate_high, {n, 1, in_h, in_w});
   }
   return {n, c, {out_h, in_h}, {out_w, in_w}, mode, layout_of(low) == MemoryFormat::ChannelsLast};
 }
@@ -97,7 +76,7 @@ inline Problem check_backward(const Tensor& grad, const OptionalTensor& low,
                               const OptionalTensor& high, const OptionalTensor& gate_low,
                               const OptionalTensor& gate_high, int64_t high_height,
                               int64_t high_width, bool self_gate) {
-  check_leader("grad", grad);
+  check_map(kOp, "grad", grad);
   const Mode mode = mode_of(gate_low, gate_high, self_gate);
   const int64_t n = grad.size(0), c = grad.size(1), out_h = grad.size(2), out_w = grad.size(3);
   check_pixels(out_h, out_w, high_height, high_width);
@@ -106,8 +85,8 @@ inline Problem check_backward(const Tensor& grad, const OptionalTensor& low,
   check(low.has_value() == (mode == Mode::kSelfGated), kName,
         "the backward needs low with self_gate=True and only then");
   const auto checked = [&](const char* name, const Tensor& t, std::array<int64_t, 4> size) {
-    check_like(name, t, "grad", grad);
-    check_size(name, t, size);
+    check_map_like(kOp, name, t, "grad", grad);
+    check_map_size(kOp, name, t, size);
   };
   if (high) {
     checked("high", *high, {n, c, high_height, high_width});

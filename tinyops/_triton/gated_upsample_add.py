@@ -11,62 +11,30 @@ Loops are `while`: under numpy 2.4, Triton 3.6's interpreter wants Python number
 # mypy: allow-untyped-defs
 # ruff: noqa: N803, N806 -- sizes are named as in [N, C, H, W], constexprs in capitals
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@triton.jit
-def _program(channel_blocks, rows, columns, COLUMNS: tl.constexpr, NHWC: tl.constexpr):
-    """Image, channel block, row and first column of this program, counted in memory order."""
-    i = tl.program_id(0)  # split in 32 bits (64-bit division is a subroutine), then widened
-    column_blocks = tl.cdiv(columns, COLUMNS)
-    block = i % channel_blocks
-    if NHWC:
-        i = i // channel_blocks
-    column, i = i % column_blocks, i // column_blocks
-    row, i = i % rows, i // rows
-    if not NHWC:
-        block, i = i % channel_blocks, i // channel_blocks
-    return i.to(tl.int64), block.to(tl.int64), row.to(tl.int64), column.to(tl.int64) * COLUMNS
-
-
-# A wide tile is [columns, channels] in NHWC, [channels, columns] in NCHW: the dense axis is last.
-# Per-pixel values are vectors: as a tile of one channel, a thread would load them per channel.
-
-
-@triton.jit
-def _widen(pixels, NHWC: tl.constexpr):
-    return pixels[:, None] if NHWC else pixels[None, :]
-
-
-@triton.jit
-def _tile(columns, channels, NHWC: tl.constexpr):
-    """Two vectors of indices as the two axes of a wide tile."""
-    return _widen(columns, NHWC), _widen(channels, not NHWC)
-
-
-@triton.jit
-def _offset(n, c, y, x, C, H, W, NHWC: tl.constexpr):
-    """64 bits wide because n is: tensors beyond 2^31 elements are legal, single sizes are not."""
-    if NHWC:
-        return ((n * H + y) * W + x) * C + c
-    else:
-        return ((n * C + c) * H + y) * W + x
-
-
-@triton.jit
-def _load(ptr, offset, mask):
-    DOUBLE: tl.constexpr = ptr.dtype.element_ty == tl.float64
-    return tl.load(ptr + offset, mask, other=0.0).to(tl.float64 if DOUBLE else tl.float32)
+from tinyops._triton.tiles import (
+    Launch,
+    dense,
+    empty,
+    is_nhwc,
+    load_wide,
+    offset_of,
+    place,
+    plan,
+    run,
+    tile_of,
+    tile_size,
+    widen,
+)
 
 
 @triton.jit
 def _load_pixels(ptr, n, y, x, H, W):
-    return _load(ptr, (n * H + y) * W + x, x < W)
+    return load_wide(ptr, (n * H + y) * W + x, x < W)
 
 
 @triton.jit
@@ -81,16 +49,16 @@ def _store_pixels(ptr, value, n, y, x, H, W):
 @triton.jit
 def _pair_offset(n, c, y, x, C, H, W, COLUMNS: tl.constexpr, NHWC: tl.constexpr):
     columns = tl.arange(0, COLUMNS) * 2 if NHWC else tl.arange(0, COLUMNS * 2)
-    i, k = _tile(x * 2 + columns, c, NHWC)
-    return _offset(n, k, y, i, C, H, W, NHWC), (i < W) & (k < C)
+    i, k = tile_of(x * 2 + columns, c, NHWC)
+    return offset_of(n, k, y, i, C, H, W, NHWC), (i < W) & (k < C)
 
 
 @triton.jit
 def _load_pair(ptr, offset, inside, C, NHWC: tl.constexpr):
     if NHWC:
-        return _load(ptr, offset, inside), _load(ptr, offset + C, inside)
+        return load_wide(ptr, offset, inside), load_wide(ptr, offset + C, inside)
     else:
-        run = _load(ptr, offset, inside)
+        run = load_wide(ptr, offset, inside)
         return tl.split(tl.reshape(run, [run.shape[0], run.shape[1] // 2, 2]))
 
 
@@ -108,20 +76,20 @@ def _forward_kernel(
     low, high, gate_low, gate_high, out, C, H, W, h, w, SELF_GATE: tl.constexpr,
     TWICE: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, NHWC: tl.constexpr,
 ):  # fmt: skip
-    n, block, y, x = _program(tl.cdiv(C, CHANNELS), H, W, COLUMNS, NHWC)
+    n, block, y, x = place(tl.cdiv(C, CHANNELS), H, W, COLUMNS, NHWC)
     x += tl.arange(0, COLUMNS)
     ys, xs = (y >> 1, x >> 1) if TWICE else (y * h // H, x * w // W)
-    i, k = _tile(x, block * CHANNELS + tl.arange(0, CHANNELS), NHWC)
+    i, k = tile_of(x, block * CHANNELS + tl.arange(0, CHANNELS), NHWC)
     inside = (i < W) & (k < C)
-    offset = _offset(n, k, y, i, C, H, W, NHWC)
-    result = _load(low, offset, inside)
-    added = _load(high, _offset(n, k, ys, _widen(xs, NHWC), C, h, w, NHWC), inside)
+    offset = offset_of(n, k, y, i, C, H, W, NHWC)
+    result = load_wide(low, offset, inside)
+    added = load_wide(high, offset_of(n, k, ys, widen(xs, NHWC), C, h, w, NHWC), inside)
     if gate_low is not None:
         gl = _load_pixels(gate_low, n, y, x, H, W)
         gh = _load_pixels(gate_high, n, ys, xs, h, w)
-        added *= _widen(gl * gh, NHWC)
+        added *= widen(gl * gh, NHWC)
         if SELF_GATE:
-            result *= _widen(1 + gl, NHWC)
+            result *= widen(1 + gl, NHWC)
     tl.store(out + offset, result + added, inside)
 
 
@@ -141,10 +109,10 @@ def _backward_row(
             a0, a1 = _load_pair(low, offset, inside, C, NHWC)
             l0 += g0 * a0
             l1 += g1 * a1
-            b0, b1 = g0 * _widen(1 + gl0, NHWC), g1 * _widen(1 + gl1, NHWC)
+            b0, b1 = g0 * widen(1 + gl0, NHWC), g1 * widen(1 + gl1, NHWC)
             _store_pair(d_low, b0, b1, offset, inside, C, NHWC)
-        g0 *= _widen(gate0, NHWC)
-        g1 *= _widen(gate1, NHWC)
+        g0 *= widen(gate0, NHWC)
+        g1 *= widen(gate1, NHWC)
     return g0 + g1, p0, p1, l0, l1
 
 
@@ -158,7 +126,7 @@ def _backward_twice_kernel(
     GATED: tl.constexpr = gate_low is not None
     T: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     H, W = h * 2, w * 2
-    n, part, ys, first = _program(tl.cdiv(C, channels_per_program), h, w, COLUMNS, NHWC)
+    n, part, ys, first = place(tl.cdiv(C, channels_per_program), h, w, COLUMNS, NHWC)
     x, y0, y1 = first + tl.arange(0, COLUMNS), ys * 2, ys * 2 + 1
     value = tl.zeros([COLUMNS, CHANNELS] if NHWC else [CHANNELS, COLUMNS], T)
     p00, p01, p10, p11, l00, l01, l10, l11 = (value,) * 8
@@ -174,11 +142,11 @@ def _backward_twice_kernel(
     end = tl.minimum(start + channels_per_program, C)
     while start < end:
         c = start + tl.arange(0, CHANNELS)
-        i, k = _tile(x, c, NHWC)
+        i, k = tile_of(x, c, NHWC)
         inside = (i < w) & (k < C)
-        offset = _offset(n, k, ys, i, C, h, w, NHWC)
+        offset = offset_of(n, k, ys, i, C, h, w, NHWC)
         if GATED:
-            value = _load(high, offset, inside)
+            value = load_wide(high, offset, inside)
         s0, p00, p01, l00, l01 = _backward_row(
             grad, low, d_low, value, gl00, gl01, g00, g01, p00, p01, l00, l01,
             n, c, y0, first, C, H, W, GATED, SELF_GATE, COLUMNS, NHWC,
@@ -210,7 +178,7 @@ def _backward_low_kernel(
     SELF_GATE: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, NHWC: tl.constexpr,
 ):  # fmt: skip
     """Any ratio, per output cell: d_low, d_gate_low and product = sum_c grad * up(high)."""
-    n, _, y, x = _program(1, H, W, COLUMNS, NHWC)
+    n, _, y, x = place(1, H, W, COLUMNS, NHWC)
     x += tl.arange(0, COLUMNS)
     ys, xs = y * h // H, x * w // W
     gl = _load_pixels(gate_low, n, y, x, H, W)
@@ -219,15 +187,15 @@ def _backward_low_kernel(
     sum_low = sum_high
     start = 0
     while start < C:
-        i, k = _tile(x, start + tl.arange(0, CHANNELS), NHWC)
+        i, k = tile_of(x, start + tl.arange(0, CHANNELS), NHWC)
         inside = (i < W) & (k < C)
-        offset = _offset(n, k, y, i, C, H, W, NHWC)
-        g = _load(grad, offset, inside)
-        at = _offset(n, k, ys, _widen(xs, NHWC), C, h, w, NHWC)
-        sum_high += g * _load(high, at, inside)
+        offset = offset_of(n, k, y, i, C, H, W, NHWC)
+        g = load_wide(grad, offset, inside)
+        at = offset_of(n, k, ys, widen(xs, NHWC), C, h, w, NHWC)
+        sum_high += g * load_wide(high, at, inside)
         if SELF_GATE:
-            sum_low += g * _load(low, offset, inside)
-            tl.store(d_low + offset, g * _widen(1 + gl, NHWC), inside)
+            sum_low += g * load_wide(low, offset, inside)
+            tl.store(d_low + offset, g * widen(1 + gl, NHWC), inside)
         start += CHANNELS
     A: tl.constexpr = 1 if NHWC else 0
     p = tl.sum(sum_high, A)
@@ -241,11 +209,11 @@ def _gather_kernel(
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, NHWC: tl.constexpr,
 ):  # fmt: skip
     """Any ratio, per source cell: out = S(gate_low * up(gate_high) * grad); a gate of None is 1."""
-    n, block, ys, xs = _program(tl.cdiv(C, CHANNELS), h, w, COLUMNS, NHWC)
+    n, block, ys, xs = place(tl.cdiv(C, CHANNELS), h, w, COLUMNS, NHWC)
     xs += tl.arange(0, COLUMNS)
     # floor(x * w / W) == xs  <=>  ceil(xs * W / w) <= x < ceil((xs + 1) * W / w)
     first, last = tl.cdiv(xs * W, w).to(tl.int32), tl.cdiv((xs + 1) * W, w).to(tl.int32)
-    i, k = _tile(xs, block * CHANNELS + tl.arange(0, CHANNELS), NHWC)
+    i, k = tile_of(xs, block * CHANNELS + tl.arange(0, CHANNELS), NHWC)
     T: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     total = tl.zeros([COLUMNS, CHANNELS] if NHWC else [CHANNELS, COLUMNS], T)
     if gate_high is not None:
@@ -255,58 +223,17 @@ def _gather_kernel(
         step = 0
         while step < tl.cdiv(W, w):
             x = first + step
-            inside = _widen((x < last) & (xs < w), NHWC) & (k < C)
-            g = _load(grad, _offset(n, k, y, _widen(x, NHWC), C, H, W, NHWC), inside)
+            inside = widen((x < last) & (xs < w), NHWC) & (k < C)
+            g = load_wide(grad, offset_of(n, k, y, widen(x, NHWC), C, H, W, NHWC), inside)
             if gate_low is not None:
                 gate = _load_pixels(gate_low, n, y, x, H, W)
                 if gate_high is not None:
                     gate *= gh
-                g *= _widen(gate, NHWC)
+                g *= widen(gate, NHWC)
             total += tl.where(inside, g, 0.0)  # outside, 0 * an infinite gate is NaN
             step += 1
         y += 1
-    tl.store(out + _offset(n, k, ys, i, C, h, w, NHWC), total, (i < w) & (k < C))
-
-
-class Launch(NamedTuple):
-    """One kernel launch. test_triton_offline.py compiles those that the planners below return."""
-
-    kernel: triton.JITFunction
-    programs: int  # all on grid axis x: y and z end at 65535
-    args: tuple  # tensors, None where there is none, then sizes
-    constexprs: dict
-
-
-def _plan(kernel, over, tile, nhwc: bool, *args, **constexprs) -> Launch:
-    """Cover over = (N, C, rows, columns) with programs of tile = (channels, columns) of one row."""
-    programs = over[0] * triton.cdiv(over[1], tile[0]) * over[2] * triton.cdiv(over[3], tile[1])
-    constexprs |= {"CHANNELS": tile[0], "COLUMNS": tile[1], "NHWC": nhwc}
-    return Launch(kernel, programs, args, constexprs)
-
-
-def _tile_size(nhwc: bool, elements: int) -> tuple[int, int]:
-    """(channels, columns), with 64 along the dense axis."""
-    return (64, elements // 64) if nhwc else (elements // 64, 64)
-
-
-def _is_nhwc(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _dense(x: Any, nhwc: bool) -> Any:
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    return None if x is None else x.contiguous(memory_format=layout)
-
-
-def _empty(like: Tensor, *size: int, nhwc: bool = False) -> Tensor:
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
-
-
-def _run(on: Tensor, launches: list[Launch]) -> None:
-    with torch.cuda.device_of(on):  # does nothing for the interpreter's CPU tensors
-        for kernel, programs, args, constexprs in launches:
-            kernel[(programs,)](*args, **constexprs)
+    tl.store(out + offset_of(n, k, ys, i, C, h, w, NHWC), total, (i < w) & (k < C))
 
 
 def plan_forward(
@@ -315,12 +242,12 @@ def plan_forward(
 ) -> list[Launch]:  # fmt: skip
     if out.numel() == 0:
         return []
-    nhwc = _is_nhwc(out)
-    tile = _tile_size(nhwc, 2048 if low.element_size() == 2 else 1024)  # two 16-byte loads a thread
+    nhwc = is_nhwc(out)
+    tile = tile_size(nhwc, 2048 if low.element_size() == 2 else 1024)  # two 16-byte loads a thread
     size, (h, w) = low.shape, high.shape[-2:]
-    low, high = _dense(low, nhwc), _dense(high, nhwc)
-    gate_low, gate_high = _dense(gate_low, False), _dense(gate_high, False)
-    launch = _plan(
+    low, high = dense(low, nhwc), dense(high, nhwc)
+    gate_low, gate_high = dense(gate_low, False), dense(gate_high, False)
+    launch = plan(
         _forward_kernel, size, tile, nhwc, low, high, gate_low, gate_high, out, *size[1:], h, w,
         SELF_GATE=self_gate, TWICE=low.shape[-2:] == (2 * h, 2 * w),
     )  # fmt: skip
@@ -333,41 +260,41 @@ def plan_backward(
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:  # fmt: skip
     """The results (d_low, d_high, d_gate_low, d_gate_high), and the launches that fill them."""
     gated = gate_low is not None
-    nhwc = _is_nhwc(grad if grad.is_contiguous() or _is_nhwc(grad) or high is None else high)
+    nhwc = is_nhwc(grad if grad.is_contiguous() or is_nhwc(grad) or high is None else high)
     N, C, H, W = grad.shape
-    d_low = _empty(grad, N, C, H, W, nhwc=nhwc) if self_gate else _empty(grad, 0)
-    d_high = _empty(grad, N, C, h, w, nhwc=nhwc)
-    d_gate_low = _empty(grad, N, 1, H, W) if gated else _empty(grad, 0)
-    d_gate_high = _empty(grad, N, 1, h, w) if gated else _empty(grad, 0)
+    d_low = empty(grad, N, C, H, W, nhwc=nhwc) if self_gate else empty(grad, 0)
+    d_high = empty(grad, N, C, h, w, nhwc=nhwc)
+    d_gate_low = empty(grad, N, 1, H, W) if gated else empty(grad, 0)
+    d_gate_high = empty(grad, N, 1, h, w) if gated else empty(grad, 0)
     results = d_low, d_high, d_gate_low, d_gate_high
     if grad.numel() == 0:
         for result in results:
             result.zero_()
         return results, []
-    grad, low, high = _dense(grad, nhwc), _dense(low, nhwc), _dense(high, nhwc)
-    gate_low, gate_high = _dense(gate_low, False), _dense(gate_high, False)
+    grad, low, high = dense(grad, nhwc), dense(low, nhwc), dense(high, nhwc)
+    gate_low, gate_high = dense(gate_low, False), dense(gate_high, False)
 
     if grad.shape[-2:] == (2 * h, 2 * w):
         # Small tiles, because registers hold every element at four output positions.
         size = grad.element_size()
         tile = (64 if size < 8 else 32, 8) if nhwc else (32 if size < 4 else 16, 16)
         part = C if gated else tile[0]  # without gates there is no sum over channels
-        launch = _plan(
+        launch = plan(
             _backward_twice_kernel, (N, 1 if gated else C, h, w), tile, nhwc,
             grad, low, high, gate_low, gate_high, *results, C, h, w, part, SELF_GATE=self_gate,
         )  # fmt: skip
         return results, [launch]
 
-    sizes, tile = (H, W, h, w), _tile_size(nhwc, 512)
+    sizes, tile = (H, W, h, w), tile_size(nhwc, 512)
     gates = gate_low, gate_high
-    launches = [_plan(_gather_kernel, (N, C, h, w), tile, nhwc, grad, *gates, d_high, C, *sizes)]
+    launches = [plan(_gather_kernel, (N, C, h, w), tile, nhwc, grad, *gates, d_high, C, *sizes)]
     if gated:
         product = torch.empty_like(d_gate_low, dtype=torch.promote_types(grad.dtype, torch.float32))
         tensors = grad, low, high, *gates, d_low, d_gate_low, product
         over, pixels = (N, 1, H, W), (product, gate_low, None, d_gate_high)
         launches += [
-            _plan(_backward_low_kernel, over, tile, nhwc, *tensors, C, *sizes, SELF_GATE=self_gate),
-            _plan(_gather_kernel, (N, 1, h, w), (1, 64), False, *pixels, 1, *sizes),
+            plan(_backward_low_kernel, over, tile, nhwc, *tensors, C, *sizes, SELF_GATE=self_gate),
+            plan(_gather_kernel, (N, 1, h, w), (1, 64), False, *pixels, 1, *sizes),
         ]
     return results, launches
 
@@ -376,8 +303,8 @@ def gated_upsample_add(
     low: Tensor, high: Tensor, gate_low: Tensor | None = None, gate_high: Tensor | None = None, *,
     self_gate: bool = False,
 ) -> Tensor:  # fmt: skip
-    out = _empty(low, *low.shape, nhwc=_is_nhwc(low))
-    _run(low, plan_forward(low, high, gate_low, gate_high, self_gate, out))
+    out = empty(low, *low.shape, nhwc=is_nhwc(low))
+    run(low, plan_forward(low, high, gate_low, gate_high, self_gate, out))
     return out
 
 
@@ -385,7 +312,7 @@ def gated_upsample_add_(
     low: Tensor, high: Tensor, gate_low: Tensor | None = None, gate_high: Tensor | None = None, *,
     self_gate: bool = False,
 ) -> None:  # fmt: skip
-    _run(low, plan_forward(low, high, gate_low, gate_high, self_gate, low))
+    run(low, plan_forward(low, high, gate_low, gate_high, self_gate, low))
 
 
 def _gated_upsample_add_backward(
@@ -395,5 +322,5 @@ def _gated_upsample_add_backward(
     results, launches = plan_backward(
         grad, low, high, gate_low, gate_high, high_height, high_width, self_gate
     )
-    _run(grad, launches)
+    run(grad, launches)
     return results

@@ -36,6 +36,7 @@ from tinyops.inference.directory import (
     Outcome,
     files_of,
     fingerprint,
+    map_path,
     picture_path,
     printable,
     remove_pictures,
@@ -44,7 +45,7 @@ from tinyops.inference.directory import (
 )
 from tinyops.inference.engine import check, detect_sources
 from tinyops.inference.formats import write_coco, write_csv
-from tinyops.inference.heat import attention_map, has_attention
+from tinyops.inference.maps import Maps, image_maps, map_kinds
 from tinyops.inference.parts import Index, OutputError, Parts, writing
 from tinyops.inference.pixels import checked_stretch
 from tinyops.inference.result import Result
@@ -52,6 +53,7 @@ from tinyops.inference.source import find_images, open_source
 from tinyops.inference.types import Detection, Flip, Source, View
 from tinyops.inference.views import plan_tiles
 from tinyops.models import load
+from tinyops.plot.picture import save
 from tinyops.train.processes import gather, process_group, rank, wait_for_all, world_size
 
 Format = Literal["coco", "csv", "geojson"]
@@ -109,7 +111,10 @@ class Detect:
     show_tiles: bool = False
     """Draw the tiles and the boxes that stitching removed."""
     heat: bool = False
-    """Draw the attention of the model."""
+    """Draw the attention of the model into the picture; SSPNet has it."""
+    maps: bool = False
+    """Write what the model sees beside the picture. SSPNet: its attention. SR-TOD: its
+    reconstruction of the image, the difference, and the mask where that is above the threshold."""
     fresh: bool = False
     """Detect anew in all images, and forget the results that are there."""
 
@@ -183,8 +188,11 @@ def run(settings: Detect) -> int:
         images = _images(settings)
         wanted = choose_device(settings.device)
         model = load(settings.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if settings.heat and not has_attention(model):
+        kinds = map_kinds(model)
+        if settings.heat and "attention" not in kinds:
             raise ValueError("heat must be off for a model without attention (SSPNet has it)")
+        if settings.maps and not kinds:
+            raise ValueError("maps must be off for a model without any (SSPNet and SR-TOD have)")
         facts = _facts(settings, model)
         parts = Parts(settings.out)
         goes_on = parts.folder.is_dir()
@@ -247,7 +255,7 @@ def _begin(settings: Detect, parts: Parts, facts: dict[str, Any]) -> None:
     try:
         parts.begin(facts, fresh=settings.fresh)
         with writing(settings.out):
-            if settings.picture:
+            if settings.picture or settings.maps:
                 (settings.out / PICTURES).mkdir(exist_ok=True)
                 remove_temporaries(settings.out / PICTURES)
             if settings.fresh:
@@ -298,15 +306,21 @@ def _detect(
     def draw(image: Path, result: Result) -> None:
         source = open_image(image)
         try:
-            heat = attention_map(model, source, how, device=device) if settings.heat else None
-            result.plot(
-                source,
-                picture_path(settings.out, image),
-                min_score=0,
-                stitching=settings.show_tiles,
-                insets=settings.insets,
-                heat=heat,
-            )
+            maps = Maps()
+            if settings.maps or (settings.heat and settings.picture):
+                maps = image_maps(model, source, how, device=device)
+            if settings.maps:
+                for kind, picture in maps.draw().items():
+                    save(picture, map_path(settings.out, image, kind))
+            if settings.picture:
+                result.plot(
+                    source,
+                    picture_path(settings.out, image),
+                    min_score=0,
+                    stitching=settings.show_tiles,
+                    insets=settings.insets,
+                    heat=maps.attention if settings.heat else None,
+                )
         finally:
             source.close()
 
@@ -323,7 +337,7 @@ def _detect(
             open_image,
             count_tiles,
             group=4 * (settings.batch or 8),
-            draw=draw if settings.picture else None,
+            draw=draw if settings.picture or settings.maps else None,
             on_open=on_open,
             on_result=lambda result: print(_line(result), flush=True),
             on_failure=lambda failure: _say(failure.reason),

@@ -54,7 +54,9 @@ def facts() -> dict[str, dict[str, str]]:
 def _cuda_backend(name: str) -> str:
     if tinyops.has_cuda_kernels:
         return "CUDA C++"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"tinyops::{name}", "CUDA"):
+    schemas = torch._C._dispatch_get_all_op_names()  # of one file, those that begin with its name
+    own = [schema for schema in schemas if schema.startswith(f"tinyops::{name}")]
+    if not any(torch._C._dispatch_has_kernel_for_dispatch_key(schema, "CUDA") for schema in own):
         return "none: this torch has no CUDA"
     # Regular operators have Triton kernels; those on boxes are irregular.
     has_triton = importlib.util.find_spec(f"tinyops._triton.{name}") is not None

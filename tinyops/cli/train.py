@@ -5,31 +5,28 @@ given on the command line wins. The same command again goes on with a training t
 `torchrun --nproc-per-node N -m tinyops train ...` trains with N processes, which share each batch.
 """
 
-import argparse
 import functools
 import gc
 import importlib.util
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import tyro
-import yaml
 from rich.console import Console
 
 from tinyops.cli.device import choose_device
-from tinyops.config import dump_yaml, load_yaml, parse_yaml, to_plain
+from tinyops.cli.train_settings import FREE, METRICS, THRESHOLDS, InputError, Train, parse
+from tinyops.config import dump_yaml, to_plain
 from tinyops.data.coco import CocoSet, read_coco
 from tinyops.data.dataset import CocoTiles, Transform, check_headers
 from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
-from tinyops.models import Detector, create
+from tinyops.models import Detector, create, load
 from tinyops.models.checkpoint import describe
 from tinyops.models.phases import PhasedDetector
 from tinyops.train import (
@@ -43,155 +40,13 @@ from tinyops.train import (
     process_group,
 )
 
-_PROGRAM = "tinyops train"
-THRESHOLDS = (0.25, 0.5, 0.75)
-# Name -> (band, threshold), as `sized_ap` has it.
-METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in TINYPERSON_BANDS}
-# What the result does not depend on, so that it may change when a training is resumed.
-# (A training with empty boxes has not begun unless they are dropped.)
-FREE = ("out", "drop_empty_boxes", "workers", "device", "save_every", "tensorboard", "fresh")
-
-
-def _overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Settings from words such as neck_channels=64."""
-    result = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not (key and equals):
-            raise ValueError(f"override must be NAME=VALUE, got {word!r}")
-        try:
-            result[key] = parse_yaml(value)
-        except yaml.YAMLError:
-            raise ValueError(f"override {key} must be a value of YAML, got {value!r}") from None
-    return result
-
-
-_OVERRIDES = tyro.constructors.PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="NAME=VALUE",
-    instance_from_str=_overrides,
-    is_instance=lambda value: isinstance(value, dict),
-    str_from_instance=lambda value: [f"{k}={json.dumps(v)}" for k, v in value.items()],
-)
-
-
-@dataclass
-class Train:
-    """The settings of a training. Defaults are SSPNet's released ones where it has any."""
-
-    annotations: Path
-    """COCO json of the training images."""
-    images: Path
-    """Folder that its file names refer to."""
-    out: Path
-    """Folder of the run: config.yaml, last.safetensors, best.safetensors, log.jsonl, *.csv."""
-    val_annotations: Path | None = None
-    """COCO json of the validation images; None: no validation, and no best model."""
-    val_images: Path | None = None
-    """Folder that its file names refer to; None: that of the training images."""
-    drop_empty_boxes: bool = False
-    """Leave out boxes without area, which are errors otherwise."""
-
-    model: str = "faster_rcnn_sspnet_resnet50"
-    """A name that tinyops.models.create knows."""
-    override: Annotated[dict[str, Any], _OVERRIDES] = field(default_factory=dict)
-    """Settings of the model in YAML, such as neck_channels=64 "anchor_scales=[2, 4]"."""
-    weights: str | None = None
-    """Of the backbone: imagenet (a download), a file, or None: random ones."""
-
-    tile: tuple[int, int] = (640, 512)
-    """Width and height in pixels of the tiles that images are cut into."""
-    overlap: int = 30
-    """Pixels that neighbouring tiles share."""
-    keep_empty: bool = True
-    """Train on tiles without objects, too."""
-    augment: Literal["none", "simple", "sspnet"] = "simple"
-    """simple: flip and colours. sspnet: the released pipeline with scales of 1 to 1.5."""
-
-    batch: int = 4
-    """Tiles of a step, in all parts and processes together."""
-    parts: int = 1
-    """Parts of a batch, one after the other, where memory does not suffice."""
-    epochs: float = 12
-    """How often every tile is seen."""
-    steps: int | None = None
-    """Length of the training in steps, instead of epochs."""
-    phase_steps: tuple[int, ...] = ()
-    """Of a model that is trained in phases, the steps of each; none given: all have `steps`."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd has a momentum of 0.9."""
-    lr: float | None = None
-    """Learning rate; None: 0.002 * batch with sgd (SSPNet: 0.002 at batch 1), 1e-4 with adamw."""
-    weight_decay: float = 1e-4
-    """Of all parameters; see decay_all."""
-    decay_all: bool = True
-    """Off: norms and biases do not decay."""
-    schedule: Literal["steps", "cosine"] = "steps"
-    """steps: the rate falls tenfold at each milestone."""
-    milestones: tuple[float, ...] = (8, 11)
-    """Epochs."""
-    warmup: int = 500
-    """Steps in which the rate rises linearly from a thousandth."""
-    clip: float | None = None
-    """Largest norm of the gradients."""
-    amp: Literal["none", "bf16", "fp16"] = "none"
-    """Mixed precision."""
-    ema: float | None = None
-    """Decay of a moving average of the model, such as 0.999; it is what is validated and kept."""
-    channels_last: bool = False
-    """Memory layout of the weights; faster on GPUs, above all with amp."""
-    seed: int = 0
-    """Of everything that is random."""
-
-    val_batch: int = 4
-    """Tiles that the model sees at once in validation."""
-    val_every: int = 1
-    """Epochs between two validations."""
-    best: str = "ap50_tiny"
-    """What the best model is chosen by: ap<25, 50 or 75>_<band>, with the bands of TinyPerson."""
-    max_detections: int = 200
-    """Per image and class in validation."""
-
-    workers: int = 2
-    """Processes that load images, for each process that trains."""
-    device: str = "auto"
-    """auto: a GPU if there is one; or cpu, cuda, cuda:1."""
-    save_every: int = 500
-    """Steps between two states on disk, besides those at the end of every epoch."""
-    tensorboard: bool = False
-    """Write events for TensorBoard."""
-    fresh: bool = False
-    """Start anew even if there is a state to go on from, which is then overwritten."""
-
-    def check(self) -> None:
-        """Raise ValueError for a value out of range."""
-        counts = ("batch", "parts", "val_batch", "val_every", "max_detections", "save_every")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "workers", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("lr", "clip", "epochs", "steps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value}")
-        if any(steps < 1 for steps in self.phase_steps):
-            raise ValueError(f"phase_steps must be at least 1, got {self.phase_steps}")
-        if self.batch % self.parts:
-            raise ValueError(f"batch must be a multiple of parts, {self.parts}, got {self.batch}")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        if self.best not in METRICS:
-            raise ValueError(f"best must be one of {', '.join(METRICS)}, got {self.best!r}")
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run `tinyops train <arguments>`; returns the exit code."""
     try:
-        settings = parse(arguments)
+        settings = parse(arguments, __doc__)
         return run(settings)
-    except (_InputError, StateError) as error:  # the caller's mistakes: one line, no traceback
+    except (InputError, StateError) as error:  # the caller's mistakes: one line, no traceback
         return _fail(error, 2)
     except FloatingPointError as error:
         return _fail(error, 1)
@@ -199,35 +54,10 @@ def main(arguments: Sequence[str]) -> int:
         return _fail("interrupted; the same command without --fresh goes on", 130)
 
 
-class _InputError(Exception):
-    """A mistake in what the caller gave."""
-
-
 def _fail(error: object, code: int) -> int:
     number = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
     print(f"tinyops train{number}: {error}", file=sys.stderr)
     return code
-
-
-def parse(arguments: Sequence[str]) -> Train:
-    """The settings of a command line."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--override", nargs="*", action="append")  # tyro would take the last alone
-    known, rest = first.parse_known_args(list(arguments))
-    words = [word for group in known.override or () for word in group]
-    try:
-        override = _overrides(words)
-        if known.config is None:
-            settings = tyro.cli(Train, prog=_PROGRAM, description=__doc__, args=rest)
-        else:
-            given = load_yaml(Train, known.config, missing=tyro.MISSING)
-            settings = tyro.cli(Train, prog=_PROGRAM, description=__doc__, args=rest, default=given)
-        settings = replace(settings, override={**settings.override, **override})
-        settings.check()
-    except (ValueError, OSError) as error:
-        raise _InputError(error) from error
-    return settings
 
 
 def run(settings: Train) -> int:
@@ -237,7 +67,7 @@ def run(settings: Train) -> int:
         if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise ValueError('tensorboard needs the package: pip install "tinyops[log]"')
     except ValueError as error:
-        raise _InputError(error) from error
+        raise InputError(error) from error
     with process_group(wanted) as device:
         return _train(settings, device)
 
@@ -249,6 +79,7 @@ def _train(settings: Train, device: torch.device) -> int:
         data, tiles, val = _data(settings)
         torch.manual_seed(settings.seed)
         model = _model(settings, len(data.classes))
+        taken = None if settings.start is None else _take(model, settings.start)
         phases = _phases(model, settings, len(tiles))
         for phase in phases:
             Order(
@@ -262,7 +93,7 @@ def _train(settings: Train, device: torch.device) -> int:
             for path in states:
                 path.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
-        raise _InputError(error) from error
+        raise InputError(error) from error
     if is_first:
         size = sum(p.numel() for p in model.parameters())
         console.print(
@@ -273,6 +104,8 @@ def _train(settings: Train, device: torch.device) -> int:
             highlight=False,
             soft_wrap=True,
         )
+        if taken is not None:
+            console.print(taken, highlight=False, soft_wrap=True)
     measure = None
     if val is not None:
         measure = functools.partial(
@@ -335,7 +168,20 @@ def _phases(model: Detector, settings: Train, tiles: int) -> list[_Phase]:
             f"{', '.join(names) if names[0] else 'which has one'}; got {lengths}"
         )
     folders = [settings.out / f"phase{k + 1}_{name}" for k, name in enumerate(names[:-1])]
-    return list(map(_Phase, names, [*folders, settings.out], lengths))
+    phases = map(_Phase, names, [*folders, settings.out], lengths)
+    return [phase for phase in phases if phase.steps]
+
+
+def _take(model: Detector, start: Path) -> str:
+    """Give the model the tensors of another that have their names and shapes; says how many."""
+    found, own = load(start).state_dict(), model.state_dict()
+    found.pop("_extra_state", None)  # its phase
+    fit = [name for name, x in found.items() if name in own and own[name].shape == x.shape]
+    if not fit:
+        raise ValueError(f"start must have tensors that fit the model, got none in {start}")
+    own.update({name: found[name] for name in fit})
+    model.load_state_dict(own)
+    return f"{start}: took {len(fit)} of its {len(found)} tensors; the model has {len(own)}"
 
 
 def _training(
@@ -349,7 +195,7 @@ def _training(
             decay_all=settings.decay_all,
         )
     except ValueError as error:  # nothing learns
-        raise _InputError(error) from error
+        raise InputError(error) from error
     return Training(
         model,
         optimizer,

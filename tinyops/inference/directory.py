@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tinyops.inference.formats import text_file, write_geojson
+from tinyops.inference.maps import KINDS
 from tinyops.inference.parts import (
     Index,
     OutputError,
@@ -75,10 +76,16 @@ def picture_path(out: Path, image: Path) -> Path:
     return out / PICTURES / f"{image.stem[:40]}-{digest(image)[:8]}.jpg"
 
 
+def map_path(out: Path, image: Path, kind: str) -> Path:
+    """The file of a map, beside the annotated picture."""
+    return picture_path(out, image).with_suffix(f".{kind}.png")
+
+
 def remove_pictures(out: Path) -> None:
-    """Remove the annotated pictures, and nothing else."""
-    for path in (out / PICTURES).glob("*-????????.jpg"):
-        path.unlink()
+    """Remove the annotated pictures and the maps, and nothing else."""
+    for pattern in ("*-????????.jpg", *(f"*-????????.{kind}.png" for kind in KINDS)):
+        for path in (out / PICTURES).glob(pattern):
+            path.unlink()
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,14 +1,14 @@
 """EFPN: Faster R-CNN with a finer level for small objects (Deng et al., 2020)."""
 
 import math
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyops.models.detectors import TwoStageDetector
+from tinyops.models.detectors import IMAGENET_MEAN, IMAGENET_STD, TwoStageDetector
 from tinyops.models.phases import PhasedDetector
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.distributed import count_over_processes
@@ -17,6 +17,7 @@ from tinyops.nn.postprocess import Detections
 from tinyops.nn.resnet import ResNet
 from tinyops.nn.roi import BoxHead, RoIHeads, RoIPool
 from tinyops.nn.sampling import HardSampler
+from tinyops.ops import balanced_l1_sums
 
 
 class EFPNDetector(PhasedDetector):
@@ -44,7 +45,10 @@ class EFPNDetector(PhasedDetector):
             pixels as they are, so that what is learnt are true details. 2, as released: the student
             sees the size that it will see later, without more details than there are in it.
         balance: weight of the loss in objects, lambda of eq. 8.
-        options: of `TwoStageDetector`.
+        num_classes: objects only.
+        mean: of the channels, see `Detector`, and so are the next two.
+        std: of the channels.
+        scale: of the images.
 
     Raises:
         ValueError: for another backbone, and numbers out of range.
@@ -67,9 +71,21 @@ class EFPNDetector(PhasedDetector):
         keep_coarse: bool = True,
         teacher_scale: float = 1.0,
         balance: float = 1.0,
-        **options: Any,
+        num_classes: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        scale: float = 1.0,
     ) -> None:
-        super().__init__(backbone, neck, rpn, roi_heads, **options)
+        super().__init__(
+            backbone,
+            neck,
+            rpn,
+            roi_heads,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            scale=scale,
+        )
         if not isinstance(backbone, ResNet) or not backbone.stem_pool:
             raise ValueError(
                 "backbone must be a ResNet whose stem ends in a pooling, "
@@ -115,13 +131,14 @@ class EFPNDetector(PhasedDetector):
             balance: of its losses.
 
         Raises:
-            ValueError: see above; for another neck or second stage.
+            ValueError: see above; for another neck or second stage, and for a refiner.
         """
         neck, heads = detector.neck, detector.roi_heads
-        if not isinstance(neck, EFPN) or not isinstance(heads, RoIHeads):
+        if not isinstance(neck, EFPN) or not isinstance(heads, RoIHeads) or detector.refiner:
             raise ValueError(
-                "detector must have an EFPN and RoIHeads, got "
-                f"{type(neck).__name__} and {type(heads).__name__}"
+                "detector must have an EFPN, RoIHeads and no refiner, got "
+                f"{type(neck).__name__}, {type(heads).__name__} and "
+                f"{type(detector.refiner).__name__}"
             )
         sampler = heads.sampler
         if hard_examples:
@@ -179,15 +196,13 @@ class EFPNDetector(PhasedDetector):
             _, losses = self.small_heads(levels[:1], proposals, batch, truth)
             return None, {f"small_{name}": loss for name, loss in losses.items()}
         small = self.small_heads.are_small(proposals.boxes)
-        fine = small.nonzero()[:, 0]
-        coarse = torch.arange(len(small), device=small.device)
-        if not self.keep_coarse:
-            coarse = (~small).nonzero()[:, 0]
+        coarse = torch.ones_like(small) if self.keep_coarse else ~small
         parts = []
-        for stage, maps, rows in (
+        for stage, maps, mask in (
             (self.roi_heads, levels[1:], coarse),
-            (self.small_heads, levels, fine),
+            (self.small_heads, levels[:1], small),
         ):
+            rows = mask.nonzero()[:, 0]
             boxes, image_ids = proposals.boxes[rows], proposals.image_ids[rows]
             parts.append((*stage.predict(maps, boxes, image_ids), boxes, image_ids))
         logits, offsets, boxes, image_ids = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -212,7 +227,7 @@ class EFPNDetector(PhasedDetector):
         ):
             cells_per_pixel = self.teacher_scale / neck.strides[k]
             sizes = [[math.ceil(side * cells_per_pixel) for side in size] for size in batch.sizes]
-            total, positive, cells = _balanced_l1_sums(
+            total, positive, cells = balanced_l1_sums(
                 made,
                 wanted,
                 truth.boxes,
@@ -221,10 +236,12 @@ class EFPNDetector(PhasedDetector):
                 valid=torch.tensor(sizes, device=made.device),
             )
             count = sum(height * width for height, width in sizes)
-            for name, loss, number in (("all", total, count), ("objects", positive, cells)):
+            for name, weight, loss, number in (
+                ("all", 1.0, total, count),
+                ("objects", self.balance, positive, cells),
+            ):
                 divisor = count_over_processes(number, total) * neck.channels
-                losses[f"distilled_p{k + 2}_{name}"] = loss / divisor
-            losses[f"distilled_p{k + 2}_objects"] *= self.balance
+                losses[f"distilled_p{k + 2}_{name}"] = weight * loss / divisor
         return losses
 
     def _of_teacher(self, pixels: Tensor) -> Tensor:
@@ -234,33 +251,3 @@ class EFPNDetector(PhasedDetector):
         least = 2 * max(self.backbone.strides)
         height, width = (-side % least for side in pixels.shape[-2:])
         return F.pad(pixels, (0, width, 0, height))
-
-
-def _balanced_l1_sums(
-    prediction: Tensor,
-    target: Tensor,
-    boxes: Tensor,
-    image_ids: Tensor,
-    *,
-    scale: float,
-    valid: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, _, height, width = prediction.shape
-    most = valid.flip(1)[image_ids]
-    first = (boxes[:, :2] * scale).floor().long().clamp(min=0).minimum(most)
-    last = (boxes[:, 2:] * scale).ceil().long().clamp(min=0).minimum(most)
-    corners = prediction.new_zeros(n, height + 1, width + 1, dtype=torch.float32)
-    one = torch.ones(len(boxes), device=boxes.device)
-    full = ((last - first) > 0).all(1).float()
-    for x, y, sign in (
-        (first[:, 0], first[:, 1], 1),
-        (last[:, 0], first[:, 1], -1),
-        (first[:, 0], last[:, 1], -1),
-        (last[:, 0], last[:, 1], 1),
-    ):
-        corners.index_put_((image_ids, y, x), sign * full * one, accumulate=True)
-    mask = corners.cumsum(1).cumsum(2)[:, :height, :width] > 0
-    inside = torch.arange(height, device=mask.device)[:, None] < valid[:, 0, None, None]
-    inside = inside & (torch.arange(width, device=mask.device) < valid[:, 1, None, None])
-    difference = (prediction.float() - target.float()).abs().sum(1)
-    return (difference * inside).sum(), (difference * (mask & inside)).sum(), (mask & inside).sum()

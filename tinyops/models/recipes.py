@@ -168,7 +168,8 @@ def faster_rcnn(
         weighted_proposals: hard proposals are drawn more often, too; their confidence is their
             objectness. The paper's text; the released code does not.
         pre_nms: anchors of every level that become boxes, in training and in evaluation.
-        proposals: at most so many per image, likewise.
+        proposals: at most so many per image, likewise. More of them when detecting than in training
+            can be of sizes that the second stage never saw, and that it is sure of for no reason.
         rf_fraction: size of a level as a share of its receptive field (RFLA), see
             `receptive_fields`; None: its stride.
         rfd: distance in which anchors are assigned to objects by rank (RFLA), "rfd_kl" or "rfd_w",

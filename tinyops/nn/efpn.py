@@ -13,7 +13,7 @@ from tinyops.nn.batch import GroundTruth
 from tinyops.nn.fpn import FPN, initialise_convolutions
 from tinyops.nn.roi import BoxHead, Candidates, RoIHeads, RoIPool, sides_of
 from tinyops.nn.rpn import Proposals
-from tinyops.ops import gated_upsample_add
+from tinyops.ops import gated_upsample_add, pixel_shuffle_concat
 
 SLOPE = 0.1  # of the leaky ReLUs
 
@@ -105,7 +105,7 @@ class FeatureTextureTransfer(nn.Module):
             )
         x = F.leaky_relu_(self.content_conv(coarse), SLOPE)
         x = self.subpixel_conv(x + self.content_blocks(x))
-        both = _pixel_shuffle_concat(x, reference, negative_slope=SLOPE, order=self.order)
+        both = pixel_shuffle_concat(x, reference, negative_slope=SLOPE, order=self.order)
         texture = self.texture_blocks(F.leaky_relu_(self.texture_conv(both), SLOPE))
         x = F.leaky_relu_(self.tail_conv(texture + both[:, : self.width]), SLOPE)
         return gated_upsample_add(self.output_conv(x), coarse)
@@ -218,13 +218,3 @@ class SmallRoIHeads(RoIHeads):
         every = super().candidates(proposals, truth)
         matches = torch.where(self.are_small(every.boxes), every.matches, IGNORED)
         return replace(every, matches=matches)
-
-
-def _pixel_shuffle_concat(
-    content: Tensor, reference: Tensor, *, negative_slope: float, order: str
-) -> Tensor:
-    if order == "dcr":
-        n, c, h, w = content.shape
-        content = content.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
-    x = F.leaky_relu(F.pixel_shuffle(content, 2), negative_slope)
-    return torch.cat([x, reference], 1)

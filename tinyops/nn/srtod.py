@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tinyops.nn.batch import GroundTruth, ImageBatch
 from tinyops.nn.distributed import count_over_processes, mean_over_processes
 from tinyops.nn.losses import at_least_float32
+from tinyops.ops import avg_max_pool, difference_gate, difference_map
 
 _FOLLOWED = 20  # batches that the threshold remembers while it is calibrated
 
@@ -73,7 +74,7 @@ class ChannelGate(nn.Module):
             features: [N, channels, h, w].
             valid: [N, 2] int64, rows and columns of every image that count; None: all.
         """
-        pooled = torch.stack([x.flatten(1) for x in _avg_max_pool(features, valid)])
+        pooled = torch.stack([x.flatten(1) for x in avg_max_pool(features, valid)])
         return self.mlp(pooled).sum(0).sigmoid()[..., None, None]
 
 
@@ -245,14 +246,14 @@ class SelfReconstruction(nn.Module):
                 valid, cells = sizes, -(-sizes // self.stride)
         difference = self._difference(reconstruction, image, valid)
         threshold = self.threshold.to(difference.dtype)
-        if self._calibrating():
+        if self.training and not self._is_calibrated():
             self._calibrate(difference.detach(), valid)
             # No gradient, but one of 0: DistributedDataParallel waits for that of every parameter.
             threshold = self.threshold.detach().to(difference.dtype) + 0 * threshold
-        enhanced = _difference_gate(
+        enhanced = difference_gate(
             features,
             self.channel_gate(features, cells).to(features.dtype),
-            difference,
+            difference if self.ste == "identity" else difference.detach(),
             threshold,
             resize=self.resize,
             ste=self.ste,
@@ -272,19 +273,18 @@ class SelfReconstruction(nn.Module):
     def _difference(self, reconstruction: Tensor, image: Tensor, valid: Tensor | None) -> Tensor:
         """D, [N, 1, H, W]."""
         if self.high_frequency is None:
-            return _difference_map(reconstruction, image, valid)
+            return difference_map(reconstruction, image, valid)
         # The difference of two high passes is the high pass of the difference.
         lacking = reconstruction - image
         if valid is not None:
             lacking = lacking * _inside(valid, lacking)
         lacking = high_pass(lacking, self.high_frequency)
-        return _difference_map(lacking, torch.zeros_like(lacking), valid)
+        return difference_map(lacking, torch.zeros_like(lacking), valid)
 
-    def _calibrating(self) -> bool:
-        if self.training and not self._calibrated:
-            # A GPU is waited for in the first batches alone.
+    def _is_calibrated(self) -> bool:
+        if not self._calibrated:  # until then, a GPU is waited for
             self._calibrated = int(self.seen) >= self.calibration
-        return self.training and not self._calibrated
+        return self._calibrated
 
     @torch.no_grad()
     def _calibrate(self, difference: Tensor, valid: Tensor | None) -> None:
@@ -325,39 +325,3 @@ def _inside(sizes: Tensor, x: Tensor) -> Tensor:
     height, width = sizes[:, 0].view(-1, 1, 1, 1), sizes[:, 1].view(-1, 1, 1, 1)
     rows = torch.arange(x.shape[-2], device=x.device).view(-1, 1)
     return (rows < height) & (torch.arange(x.shape[-1], device=x.device) < width)
-
-
-def _avg_max_pool(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    if valid is None:
-        return features.mean((2, 3), keepdim=True), features.amax((2, 3), keepdim=True)
-    inside = _inside(valid, features)
-    mean = (features * inside).sum((2, 3), keepdim=True) / valid.prod(1).view(-1, 1, 1, 1)
-    return mean, features.masked_fill(~inside, -torch.inf).amax((2, 3), keepdim=True)
-
-
-def _difference_map(reconstruction: Tensor, image: Tensor, valid: Tensor | None) -> Tensor:
-    difference = (reconstruction - image).abs().mean(1, keepdim=True)
-    return difference if valid is None else difference * _inside(valid, difference)
-
-
-def _difference_gate(
-    features: Tensor,
-    channel_weight: Tensor,
-    difference: Tensor,
-    threshold: Tensor,
-    *,
-    resize: str,
-    ste: str,
-) -> Tensor:
-    step = difference.shape[-1] // features.shape[-1]
-    x = difference - threshold
-    hard = 0.5 * (torch.sign(x.detach()) + 1)
-    mask = hard + 0.5 * (x - x.detach()) if ste == "identity" else hard
-    if resize == "nearest":
-        mask = mask[:, :, ::step, ::step]
-    elif resize == "area":
-        mask = nn.functional.avg_pool2d(mask, step)
-    else:
-        _, index = nn.functional.max_pool2d(hard, step, return_indices=True)
-        mask = mask.flatten(2).gather(2, index.flatten(2)).view_as(index)
-    return features * channel_weight * (1 + mask.to(features.dtype))

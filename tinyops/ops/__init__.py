@@ -4,6 +4,14 @@ from importlib import import_module
 from types import ModuleType
 
 from tinyops.ops.attention_targets import attention_targets, attention_targets_reference
+from tinyops.ops.avg_max_pool import avg_max_pool, avg_max_pool_reference
+from tinyops.ops.balanced_l1 import (
+    balanced_l1,
+    balanced_l1_sums,
+    balanced_l1_sums_reference,
+)
+from tinyops.ops.difference_gate import difference_gate, difference_gate_reference
+from tinyops.ops.difference_map import difference_map, difference_map_reference
 from tinyops.ops.gated_upsample_add import (
     gated_upsample_add,
     gated_upsample_add_,
@@ -11,6 +19,12 @@ from tinyops.ops.gated_upsample_add import (
 )
 from tinyops.ops.max_overlap import max_overlap
 from tinyops.ops.nms import nms, nms_reference
+from tinyops.ops.pixel_shuffle import (
+    pixel_shuffle_add,
+    pixel_shuffle_add_reference,
+    pixel_shuffle_concat,
+    pixel_shuffle_concat_reference,
+)
 from tinyops.ops.sample_negatives import (
     sample_negatives,
     sample_negatives_from_boxes,
@@ -24,12 +38,25 @@ from tinyops.ops.topk_per_target import topk_per_target
 __all__ = [
     "attention_targets",
     "attention_targets_reference",
+    "avg_max_pool",
+    "avg_max_pool_reference",
+    "balanced_l1",
+    "balanced_l1_sums",
+    "balanced_l1_sums_reference",
+    "difference_gate",
+    "difference_gate_reference",
+    "difference_map",
+    "difference_map_reference",
     "gated_upsample_add",
     "gated_upsample_add_",
     "gated_upsample_add_reference",
     "max_overlap",
     "nms",
     "nms_reference",
+    "pixel_shuffle_add",
+    "pixel_shuffle_add_reference",
+    "pixel_shuffle_concat",
+    "pixel_shuffle_concat_reference",
     "sample_negatives",
     "sample_negatives_from_boxes",
     "sample_negatives_padded",
@@ -41,6 +68,11 @@ __all__ = [
 
 OPERATORS = (  # a file of this name each
     "gated_upsample_add",
+    "pixel_shuffle",
+    "avg_max_pool",
+    "balanced_l1",
+    "difference_map",
+    "difference_gate",
     "nms",
     "soft_nms",
     "stitch_tiles",
@@ -52,5 +84,5 @@ OPERATORS = (  # a file of this name each
 
 
 def modules() -> list[ModuleType]:
-    """The module of every operator. Its function has the same name and hides it as an attribute."""
+    """The module of every operator. A function of the same name hides it as an attribute."""
     return [import_module(f"tinyops.ops.{name}") for name in OPERATORS]

@@ -45,26 +45,51 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
     return a_begin < b_end and b_begin < a_end
 
 
-def register_autocast(name: str, *, in_place: bool = False) -> None:
+def register_autocast(name: str, *, in_place: bool = False, wide: Sequence[str] = ()) -> None:
     """Under autocast, run operator `name` in autocast's dtype, as a convolution would.
 
     Feature operators are memory-bound and the convolution after them casts anyway; their arithmetic
     is float32 inside. float64 tensors are left alone, as in torch. An operator that writes into its
-    first argument follows the dtype of that argument instead.
+    first argument follows the dtype of that argument instead. The arguments named in `wide` become
+    float32, as those of a loss do.
     """
+    names = [a.name for a in operator(name)._schema.arguments]
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 
         def kernel(*args: Any, device: str = device, key: str = key, **kwargs: Any) -> Any:
             dtype = args[0].dtype if in_place else torch.get_autocast_dtype(device)
 
-            def cast(x: Any) -> Any:
+            def cast(argument: str, x: Any) -> Any:
                 narrower = isinstance(x, Tensor) and x.dtype in FLOAT_DTYPES[:3]
-                return x.to(dtype) if narrower else x
+                return x.to(torch.float32 if argument in wide else dtype) if narrower else x
 
             with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
-                return operator(name)(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
+                options = {k: cast(k, v) for k, v in kwargs.items()}
+                return operator(name)(*map(cast, names, args), **options)
 
         # Once for eager calls, once for tensors that Python dispatches (tracing, subclasses).
+        operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
+        torch.library.impl(name, key)(kernel)
+
+
+def register_autocast_of_pair(name: str, first: str, second: str) -> None:
+    """Under autocast, run operator `name` on two tensors of different dtypes in the wider one.
+
+    For sums that are accumulated in float32 and that no convolution follows: a rounding before them
+    would only lose bits, and a copy in float32 of tensors that agree would only take time.
+    """
+    names = [argument.name for argument in operator(name)._schema.arguments]
+
+    for key in ("AutocastCPU", "AutocastCUDA"):
+
+        def kernel(*args: Any, key: str = key, **kwargs: Any) -> Any:
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            a, b = named[first], named[second]
+            if a.dtype != b.dtype and {a.dtype, b.dtype} <= {*FLOAT_DTYPES[:3]}:
+                named |= {first: a.to(torch.float32), second: b.to(torch.float32)}
+            with torch._C._ExcludeDispatchKeyGuard(_keys(key)):
+                return operator(name)(**named)
+
         operator(name).py_impl(getattr(torch._C.DispatchKey, key))(kernel)
         torch.library.impl(name, key)(kernel)
 

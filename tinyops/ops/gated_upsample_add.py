@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from tinyops.ops._glue import (
-    FLOAT_DTYPES,
     check,
-    dtype_text,
     layout_of,
     once_differentiable,
     operator,
@@ -17,6 +15,7 @@ from tinyops.ops._glue import (
     shape_text,
     share_memory,
 )
+from tinyops.ops._maps import check_map, check_map_like
 
 
 def gated_upsample_add(
@@ -112,9 +111,9 @@ def check_arguments(
     self_gate: bool = False,
 ) -> None:
     """The checks of csrc/ops/gated_upsample_add_check.h, for fake tensors and Triton."""
-    _check_leader("low", low)
+    check_map(_OP, "low", low)
     _check_mode(gate_low, gate_high, self_gate)
-    _check_like("high", high, "low", low)
+    check_map_like(_OP, "high", high, "low", low)
     (n, c, height, width), (h, w) = low.shape, high.shape[-2:]
     check(
         high.shape[0] == n and high.shape[1] == c,
@@ -122,8 +121,8 @@ def check_arguments(
     )
     _check_pixels((height, width), (h, w))
     if gate_low is not None and gate_high is not None:
-        _check_like("gate_low", gate_low, "low", low, (n, 1, height, width))
-        _check_like("gate_high", gate_high, "low", low, (n, 1, h, w))
+        check_map_like(_OP, "gate_low", gate_low, "low", low, (n, 1, height, width))
+        check_map_like(_OP, "gate_high", gate_high, "low", low, (n, 1, h, w))
 
 
 def check_backward_arguments(
@@ -137,7 +136,7 @@ def check_backward_arguments(
     self_gate: bool,
 ) -> None:
     """`check_arguments` for the tensors of the backward operator."""
-    _check_leader("grad", grad)
+    check_map(_OP, "grad", grad)
     _check_mode(gate_low, gate_high, self_gate)
     (n, c, height, width), (h, w) = grad.shape, (high_height, high_width)
     _check_pixels((height, width), (h, w))
@@ -154,25 +153,11 @@ def check_backward_arguments(
         ("low", low, (n, c, height, width)),
     ):
         if x is not None:
-            _check_like(name, x, "grad", grad, size)
+            check_map_like(_OP, name, x, "grad", grad, size)
 
 
-_STEM = "gated_upsample_add: "
-
-
-def _check_leader(name: str, x: Tensor) -> None:
-    _check_rank(name, x)
-    check(
-        x.dtype in FLOAT_DTYPES,
-        f"{_STEM}{name} must be float32, float64, float16 or bfloat16, got {dtype_text(x.dtype)}",
-    )
-
-
-def _check_rank(name: str, x: Tensor) -> None:
-    check(
-        x.dim() == 4,
-        f"{_STEM}{name} must have 4 dimensions [N, C, H, W], got {shape_text(x.shape)}",
-    )
+_OP = "gated_upsample_add"
+_STEM = f"{_OP}: "
 
 
 def _check_mode(gate_low: Tensor | None, gate_high: Tensor | None, self_gate: bool) -> None:
@@ -184,24 +169,6 @@ def _check_mode(gate_low: Tensor | None, gate_high: Tensor | None, self_gate: bo
     check(
         gate_low is not None or not self_gate,
         f"{_STEM}self_gate=True needs gate_low and gate_high, got None",
-    )
-
-
-def _check_like(
-    name: str, x: Tensor, leader: str, like: Tensor, size: tuple[int, ...] | None = None
-) -> None:
-    _check_rank(name, x)
-    check(
-        x.device == like.device,
-        f"{_STEM}{name} must be on {like.device} like {leader}, got {x.device}",
-    )
-    check(
-        x.dtype == like.dtype,
-        f"{_STEM}{name} must be {dtype_text(like.dtype)} like {leader}, got {dtype_text(x.dtype)}",
-    )
-    check(
-        size is None or tuple(x.shape) == size,
-        f"{_STEM}{name} must be {shape_text(size or ())}, got {shape_text(x.shape)}",
     )
 
 

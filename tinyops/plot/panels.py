@@ -155,7 +155,7 @@ def compose(
     main: Image.Image, legend: Sequence[Image.Image], cells: Sequence[Image.Image], grid: Grid
 ) -> Image.Image:
     """All parts on one ground."""
-    left = _stack([main, _flow(legend, main.width)])
+    left = captioned(main, legend)
     lines = [cells[k : k + grid.columns] for k in range(0, len(cells), grid.columns)]
     if not lines:
         return left
@@ -163,6 +163,11 @@ def compose(
     strip = Image.new("RGB", (places.width + 2 * MARGIN, places.height + 2 * MARGIN), GROUND)
     strip.paste(places, (MARGIN, MARGIN))
     return _stack([left, strip], across=grid.beside)
+
+
+def captioned(main: Image.Image, legend: Sequence[Image.Image]) -> Image.Image:
+    """A picture and below it its legend."""
+    return _stack([main, _flow(legend, main.width)])
 
 
 def _flow(parts: Sequence[Image.Image], width: int) -> Image.Image:

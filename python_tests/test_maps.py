@@ -1,4 +1,4 @@
-"""Attention of whole images."""
+"""Maps of whole images."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyops.inference.heat import attention_map, has_attention
+from tinyops.inference.maps import KINDS, image_maps, map_kinds
 from tinyops.inference.source import ArraySource
 from tinyops.inference.types import Detection
 from tinyops.models import create
@@ -62,7 +62,7 @@ SQUARES = ((16, 8, 24, 16), (120, 88, 128, 96), (184, 128, 192, 136))
 
 def heat_of(model, source, tile=(64, 48), overlap=20, batch=3, **options):
     how = Detection(tile=tile, overlap=overlap, batch=batch)
-    return torch.from_numpy(attention_map(model, source, how, **options))
+    return torch.from_numpy(image_maps(model, source, how, **options).attention)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -141,21 +141,88 @@ def test_tiles_come_in_batches_and_the_model_stays_as_it_is():
     assert not model.neck._forward_hooks
 
 
-def test_sspnet_has_attention_and_fpn_says_that_it_has_none():
+def test_models_have_the_maps_of_their_parts():
     image = ArraySource(np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8))
-    torch.manual_seed(0)
-    model = create("retinanet_sspnet_resnet18", num_classes=1, neck_channels=16)
-    assert has_attention(model)
-    heat = heat_of(model, image, (64, 64), 32)
-    assert heat.shape == (70, 90)
-    assert 0 < heat.min() < heat.max() < 1
-    plain = create("retinanet_fpn_resnet18", num_classes=1, neck_channels=16)
-    for other, neck in ((plain, "FPN"), (nn.Linear(1, 1), "NoneType")):
-        assert not has_attention(other)
-        with pytest.raises(
-            ValueError, match=f"^model must have the neck SSPNet.* with neck {neck}"
-        ):
-            heat_of(other, image)
+    how = Detection(tile=(64, 64), overlap=32)
+    lacking = KINDS[1:]
+    for name, kinds in (
+        ("retinanet_sspnet", KINDS[:1]),
+        ("retinanet_srtod", lacking),
+        ("faster_rcnn_sspnet_srtod", KINDS),
+    ):
+        torch.manual_seed(0)
+        model = create(f"{name}_resnet_nano", num_classes=1, neck_channels=16)
+        assert map_kinds(model) == kinds
+        maps = image_maps(model, image, how)
+        assert tuple(maps.draw()) == kinds
+        for values in (maps.attention, maps.difference):
+            assert values is None or values.shape == (70, 90)
+            assert values is None or 0 < values.min() < values.max() < 1
+        assert (maps.reconstruction is None) == (name == "retinanet_sspnet")
+    for other in (create("retinanet_fpn_resnet_nano", neck_channels=16), nn.Linear(1, 1)):
+        assert map_kinds(other) == ()
+        with pytest.raises(ValueError, match=r"^model must have SSPNet's neck or SR-"):
+            image_maps(other, image, how)
+
+
+class Rebuilder(nn.Module):
+    """Rebuilds tiles in a grey that rises with their number, whatever the image is."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold, self.grey = nn.Parameter(torch.tensor(0.3)), 0.2
+
+    def forward(self, pixels):
+        shown = type("Shown", (), {})()
+        shown.reconstruction = torch.full_like(pixels, self.grey)
+        shown.difference = (pixels - self.grey).abs().mean(1, keepdim=True)
+        self.grey += 0.2
+        return pixels, shown
+
+
+class RebuildingModel(Model):
+    def __init__(self, scale=1.0):
+        super().__init__(scale)
+        self.refiner = Rebuilder()
+        del self.neck.attention
+
+    def forward(self, images):
+        self.neck.forward = lambda features: self.refiner(self.seen)
+        self.seen = F.interpolate(torch.stack(list(images)), scale_factor=self.scale)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_differences_are_the_greater_and_reconstructions_fade(scale):
+    how = Detection(tile=(16, 16), overlap=8, batch=1)
+    maps = image_maps(RebuildingModel(scale), picture(24, 16, (2, 2, 4, 4)), how)
+    assert maps.attention is None
+    assert maps.threshold == pytest.approx(0.3)
+    expected = np.full((16, 24), 0.2)  # on black, of the first tile
+    expected[:, 8:] = 0.4
+    expected[2:4, 2:4] = 0.8
+    if scale == 1:
+        assert maps.difference == pytest.approx(expected, abs=1e-6)
+    second = np.clip((np.arange(24) + 0.5 - 8) / 8, 0, 1)  # its share: both reach the other's end
+    assert maps.reconstruction == pytest.approx(
+        np.broadcast_to(0.2 + 0.2 * second[None, :, None], (16, 24, 3)), abs=1e-6
+    )
+    picture_of = {kind: np.asarray(drawn) for kind, drawn in maps.draw().items()}
+    above = picture_of["mask"][:16, :24, 0] == 255
+    assert (above == (maps.difference > 0.3)).all()
+    assert np.abs(picture_of["reconstruction"][:16, :8] / 255 - 0.2).max() < 0.01
+    heat = picture_of["difference"][:16, :24].sum(-1)
+    assert heat[3, 3] == heat.max() > heat[3, 20] > heat[8, 1]
+
+
+def test_a_fine_difference_stays_in_a_coarse_map_and_colors_are_means():
+    image = picture(64, 32, (9, 9, 10, 10))
+    model = RebuildingModel()
+    maps = image_maps(model, image, Detection(tile=None), max_side=8)
+    assert maps.difference.shape == (4, 8)
+    assert maps.difference[1, 1] == pytest.approx(0.8)
+    assert maps.difference[3, 7] == pytest.approx(0.2)
+    assert maps.reconstruction == pytest.approx(np.full((4, 8, 3), 0.2), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,189 @@
+"""The settings of `tinyops train`."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from tinyops.config import load_yaml, parse_yaml
+from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
+
+_PROGRAM = "tinyops train"
+THRESHOLDS = (0.25, 0.5, 0.75)
+# Name -> (band, threshold), as `sized_ap` has it.
+METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in TINYPERSON_BANDS}
+# What the result does not depend on, so that it may change when a training is resumed.
+# (A training with empty boxes has not begun unless they are dropped.)
+FREE = ("out", "drop_empty_boxes", "workers", "device", "save_every", "tensorboard", "fresh")
+
+
+def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Settings from words such as neck_channels=64."""
+    result = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise ValueError(f"override must be NAME=VALUE, got {word!r}")
+        try:
+            result[key] = parse_yaml(value)
+        except yaml.YAMLError:
+            raise ValueError(f"override {key} must be a value of YAML, got {value!r}") from None
+    return result
+
+
+_OVERRIDES = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME=VALUE",
+    instance_from_str=_overrides,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [f"{k}={json.dumps(v)}" for k, v in value.items()],
+)
+
+
+@dataclass
+class Train:
+    """The settings of a training. Defaults are SSPNet's released ones where it has any."""
+
+    annotations: Path
+    """COCO json of the training images."""
+    images: Path
+    """Folder that its file names refer to."""
+    out: Path
+    """Folder of the run: config.yaml, last.safetensors, best.safetensors, log.jsonl, *.csv."""
+    val_annotations: Path | None = None
+    """COCO json of the validation images; None: no validation, and no best model."""
+    val_images: Path | None = None
+    """Folder that its file names refer to; None: that of the training images."""
+    drop_empty_boxes: bool = False
+    """Leave out boxes without area, which are errors otherwise."""
+
+    model: str = "faster_rcnn_sspnet_resnet50"
+    """A name that tinyops.models.create knows."""
+    override: Annotated[dict[str, Any], _OVERRIDES] = field(default_factory=dict)
+    """Settings of the model in YAML, such as neck_channels=64 "anchor_scales=[2, 4]"."""
+    weights: str | None = None
+    """Of the backbone: imagenet (a download), a file, or None: random ones."""
+    start: Path | None = None
+    """A model, or the folder of a run, to begin with: all its tensors that fit are taken."""
+
+    tile: tuple[int, int] = (640, 512)
+    """Width and height in pixels of the tiles that images are cut into."""
+    overlap: int = 30
+    """Pixels that neighbouring tiles share."""
+    keep_empty: bool = True
+    """Train on tiles without objects, too."""
+    augment: Literal["none", "simple", "sspnet"] = "simple"
+    """simple: flip and colours. sspnet: the released pipeline with scales of 1 to 1.5."""
+
+    batch: int = 4
+    """Tiles of a step, in all parts and processes together."""
+    parts: int = 1
+    """Parts of a batch, one after the other, where memory does not suffice."""
+    epochs: float = 12
+    """How often every tile is seen."""
+    steps: int | None = None
+    """Length of the training in steps, instead of epochs."""
+    phase_steps: tuple[int, ...] = ()
+    """Of a model that is trained in phases, the steps of each; none given: all have `steps`. 0: the
+    phase is left out, for a start that has it behind it."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has a momentum of 0.9."""
+    lr: float | None = None
+    """Learning rate; None: 0.002 * batch with sgd (SSPNet: 0.002 at batch 1), 1e-4 with adamw."""
+    weight_decay: float = 1e-4
+    """Of all parameters; see decay_all."""
+    decay_all: bool = True
+    """Off: norms and biases do not decay."""
+    schedule: Literal["steps", "cosine"] = "steps"
+    """steps: the rate falls tenfold at each milestone."""
+    milestones: tuple[float, ...] = (8, 11)
+    """Epochs."""
+    warmup: int = 500
+    """Steps in which the rate rises linearly from a thousandth."""
+    clip: float | None = None
+    """Largest norm of the gradients."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision."""
+    ema: float | None = None
+    """Decay of a moving average of the model, such as 0.999; it is what is validated and kept."""
+    channels_last: bool = False
+    """Memory layout of the weights; faster on GPUs, above all with amp."""
+    seed: int = 0
+    """Of everything that is random."""
+
+    val_batch: int = 4
+    """Tiles that the model sees at once in validation."""
+    val_every: int = 1
+    """Epochs between two validations."""
+    best: str = "ap50_tiny"
+    """What the best model is chosen by: ap<25, 50 or 75>_<band>, with the bands of TinyPerson."""
+    max_detections: int = 200
+    """Per image and class in validation."""
+
+    workers: int = 2
+    """Processes that load images, for each process that trains."""
+    device: str = "auto"
+    """auto: a GPU if there is one; or cpu, cuda, cuda:1."""
+    save_every: int = 500
+    """Steps between two states on disk, besides those at the end of every epoch."""
+    tensorboard: bool = False
+    """Write events for TensorBoard."""
+    fresh: bool = False
+    """Start anew even if there is a state to go on from, which is then overwritten."""
+
+    def check(self) -> None:
+        """Raise ValueError for a value out of range."""
+        counts = ("batch", "parts", "val_batch", "val_every", "max_detections", "save_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "workers", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("lr", "clip", "epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        if self.phase_steps and (min(self.phase_steps) < 0 or self.phase_steps[-1] < 1):
+            raise ValueError(
+                f"phase_steps must be at least 0, and the last 1, got {self.phase_steps}"
+            )
+        if self.batch % self.parts:
+            raise ValueError(f"batch must be a multiple of parts, {self.parts}, got {self.batch}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if self.best not in METRICS:
+            raise ValueError(f"best must be one of {', '.join(METRICS)}, got {self.best!r}")
+
+
+class InputError(Exception):
+    """A mistake in what the caller gave."""
+
+
+def parse(arguments: Sequence[str], description: str | None = None) -> Train:
+    """The settings of a command line; the description is for its help."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--override", nargs="*", action="append")  # tyro would take the last alone
+    known, rest = first.parse_known_args(list(arguments))
+    words = [word for group in known.override or () for word in group]
+    try:
+        override = _overrides(words)
+        if known.config is None:
+            settings = tyro.cli(Train, prog=_PROGRAM, description=description, args=rest)
+        else:
+            given = load_yaml(Train, known.config, missing=tyro.MISSING)
+            settings = tyro.cli(
+                Train, prog=_PROGRAM, description=description, args=rest, default=given
+            )
+        settings = replace(settings, override={**settings.override, **override})
+        settings.check()
+    except (ValueError, OSError) as error:
+        raise InputError(error) from error
+    return settings
