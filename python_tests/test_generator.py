@@ -21,42 +21,42 @@ def test_a_new_generator_is_nearly_bilinear_resizing():
     assert 0 < (made - up).abs().max() < 0.1
 
 
-def test_the_generator_is_srresnet_within():
+def shuffled(x):
+    """Channels c, i, j of a cell to channel c of the pixels i, j within."""
+    n, channels, height, width = x.shape
+    x = x.reshape(n, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(n, channels // 4, 2 * height, 2 * width)
+
+
+def leaky(x):
+    return torch.where(x > 0, x, 0.25 * x)
+
+
+def test_the_generator_is_a_residual_network():
     torch.manual_seed(0)
-    model = Generator(5, width=6, blocks=2, upscale=2, kernel=3, norms=True).eval()
+    model = Generator(5, width=6, blocks=2, upscale=4, kernel=3, norms=True).eval()
     z = torch.randn(2, 5, 4, 6)
     first, (one, two) = model.first, model.blocks
-    start = F.prelu(F.conv2d(z, first[0].weight, first[0].bias, padding=1), first[1].weight)
+    start = leaky(F.conv2d(z, first[0].weight, first[0].bias, padding=1))
     x = start
     for block in (one, two):
         y = F.conv2d(x, block[0].weight, padding=1) / (1 + 1e-5) ** 0.5  # a new norm, in eval mode
-        y = torch.where(y > 0, y, 0.25 * y)
-        x = x + F.conv2d(y, block[3].weight, padding=1) / (1 + 1e-5) ** 0.5
+        x = x + F.conv2d(leaky(y), block[3].weight, padding=1) / (1 + 1e-5) ** 0.5
     x = start + F.conv2d(x, model.middle[0].weight, padding=1) / (1 + 1e-5) ** 0.5
-    conv = model.enlarge[0]
-    x = F.conv2d(x, conv.weight, conv.bias, padding=1)  # [2, 4 * 6, 4, 6]
-    x = x.reshape(2, 6, 2, 2, 4, 6).permute(0, 1, 4, 2, 5, 3).reshape(2, 6, 8, 12)
-    x = torch.where(x > 0, x, 0.25 * x)
-    x = F.conv2d(x, model.last.weight, model.last.bias, padding=1)
-    expected = x + F.interpolate(z, scale_factor=2, mode="bilinear", align_corners=False)
+    (conv,) = model.enlarge
+    up = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    x = up + leaky(shuffled(F.conv2d(x, conv.weight, conv.bias, padding=1)))
+    x = shuffled(F.conv2d(x, model.last.weight, model.last.bias, padding=1))
+    expected = x + F.interpolate(z, scale_factor=4, mode="bilinear", align_corners=False)
     torch.testing.assert_close(model(z), expected)
 
 
 def test_costs_of_a_generator():
     found = complexity(Generator().to("meta"), torch.empty(1, 3, 32, 32, device="meta"))
-    first, conv, last = 81 * 3 * 64, 9 * 64 * 64, 81 * 64 * 3
-    assert found.parameters == (
-        (first + 64 + 1)
-        + 8 * (2 * (conv + 64) + 1)
-        + (conv + 64)
-        + 2 * (4 * (conv + 64) + 1)
-        + (last + 3)
-    )
-    low = 32 * 32
-    activations = 64 * low * (1 + 8) + 64 * (4 + 16) * low
-    products = (first + 64) * low + 17 * (conv + 64) * low
-    products += 4 * (conv + 64) * (low + 4 * low) + (last + 3) * 16 * low
-    assert found.macs == products + activations
+    first, conv, last = 81 * 3 * 64 + 64, 9 * 64 * 64 + 64, 81 * 64 * 12 + 12
+    assert found.parameters == first + 1 + 8 * (2 * conv + 1) + conv + 4 * conv + last
+    cells, activations = 32 * 32, 64 * 32 * 32 * (1 + 8)
+    assert found.macs == cells * (first + 17 * conv + 4 * conv + 4 * last) + activations
 
 
 def test_norms_are_batch_norms_that_processes_share():

@@ -29,7 +29,7 @@ Only the slides are public. They have the losses (see `tinyops.nn.gdl`), not the
 weights of the losses, the regions, nor the training, all of which are our reading.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -113,7 +113,7 @@ def extend(
     }
     game = adversarial_weight > 0
     if mode == "feature":
-        channels = detector.neck.channels
+        channels: int = cast("Any", detector.neck).channels
         return FeatureGDL(
             *parts,
             generator=Generator(channels, upscale=2, kernel=3, **body),

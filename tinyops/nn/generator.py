@@ -1,11 +1,12 @@
 """A network that enlarges images or features (the generator of GDL)."""
 
-from typing import cast
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyops.nn.dense import init_normal
+from tinyops.ops import pixel_shuffle_add
+
+SLOPE = 0.25  # of the leaky ReLUs, where PReLUs begin
 
 
 class Generator(nn.Module):
@@ -13,11 +14,12 @@ class Generator(nn.Module):
 
     The slides of GDL show no layers. Our reading is SRResNet (Ledig et al., 2017): a convolution;
     residual blocks conv - PReLU - conv; another convolution, to which the first one's output is
-    added; for every factor of 2 a convolution, a pixel shuffle and a PReLU; a last convolution.
-    Two things are not SRResNet's. Its result is what has to be added to z after bilinear resizing,
-    so that an untrained generator is nearly that resizing. And there are no batch norms unless
-    `norms` asks for them, since super-resolution does as well without (EDSR; Lim et al., 2017), and
-    an image is then enlarged in the same way whatever is beside it.
+    added; for every factor of 2 a convolution and a pixel shuffle. Different from it, the last
+    shuffle gives the result itself, as in ESPCN (Shi et al., 2016), so that nothing wide has its
+    size; every shuffle adds to what it enlarges, and the last one to z, bilinear, so that an
+    untrained generator is nearly that resizing. There are no batch norms unless `norms` asks for
+    them: super-resolution does as well without (EDSR; Lim et al., 2017), and an image is then
+    enlarged in the same way whatever is beside it.
 
     Args:
         channels: of z and of the result.
@@ -58,11 +60,10 @@ class Generator(nn.Module):
             for _ in range(blocks)
         )
         self.middle = nn.Sequential(*_conv(width, norms))
-        self.enlarge = nn.Sequential()
-        for _ in range(upscale.bit_length() - 1):
-            conv = nn.Conv2d(width, 4 * width, 3, padding=1)
-            self.enlarge.extend([conv, nn.PixelShuffle(2), nn.PReLU()])
-        self.last = nn.Conv2d(width, channels, kernel, padding=kernel // 2)
+        self.enlarge = nn.ModuleList(
+            nn.Conv2d(width, 4 * width, 3, padding=1) for _ in range(upscale.bit_length() - 2)
+        )
+        self.last = nn.Conv2d(width, 4 * channels, kernel, padding=kernel // 2)
         init_normal(self.last, std=0.001)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -71,9 +72,12 @@ class Generator(nn.Module):
         x = start
         for block in self.blocks:
             x = x + block(x)
-        x = self.last(self.enlarge(start + self.middle(x)))
+        x = start + self.middle(x)
+        for conv in self.enlarge:
+            up = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = pixel_shuffle_add(conv(x), up, negative_slope=SLOPE)
         up = F.interpolate(z, scale_factor=self.upscale, mode="bilinear", align_corners=False)
-        return cast("Tensor", up + x)
+        return pixel_shuffle_add(self.last(x), up)
 
 
 def _conv(width: int, norm: bool) -> list[nn.Module]:
