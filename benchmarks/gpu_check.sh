@@ -129,6 +129,8 @@ step "bench, training step" 90 bench.log bench_training
 step "memcheck" 90 sanitizer.log sanitize memcheck
 step "racecheck" 60 sanitizer.log sanitize racecheck
 step "bench, gated_upsample_add" 80 bench.log bench_one gated_upsample_add --shapes p2x8,p4
+step "bench, avg_max_pool" 50 bench.log bench_one avg_max_pool
+step "bench, balanced_l1" 50 bench.log bench_one balanced_l1
 step "build, Triton" 100 build.log build 0
 step "tests, Triton" 120 tests.log tests 0
 step "bench, Triton" 60 bench.log bench 0 gated_upsample_add --json "$out/bench_triton.json" \

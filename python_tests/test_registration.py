@@ -9,7 +9,11 @@ from backends import ROOT
 
 import tinyops
 
-FEATURE_OPERATORS = ("gated_upsample_add",)  # with gradients, and Triton kernels
+FEATURE_OPERATORS = (  # with gradients, and Triton kernels
+    "gated_upsample_add",
+    "avg_max_pool",
+    "balanced_l1",
+)
 BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
     "nms",
     "soft_nms",
@@ -23,6 +27,7 @@ BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
 # Schemas that share the files of another operator. Some have a function of their own (None), the
 # others are what an option of the operator's function calls.
 VARIANTS = {
+    "balanced_l1_sums": ("balanced_l1", None),
     "nms_padded": ("nms", "max_outputs"),
     "stitch_tiles_padded": ("stitch_tiles", "max_outputs"),
     "stitch_tiles_union": ("stitch_tiles", "merge"),

@@ -25,6 +25,9 @@ POINTERS = {
     torch.float64: "*fp64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
 }
 
 
@@ -56,6 +59,44 @@ def gated_upsample_add_launches():
             yield from module.plan_backward(low, *kept, *used, 16, 16, self_gate)[1]
 
 
+def avg_max_pool_launches():
+    module = load("avg_max_pool")
+    for dtype, layout in product(DTYPES, (torch.contiguous_format, torch.channels_last)):
+        features = torch.empty((2, 64, 16, 32), dtype=dtype, device="meta").to(memory_format=layout)
+        mean = torch.empty((2, 64, 1, 1), dtype=dtype, device="meta")
+        index = torch.empty_like(mean, dtype=torch.int64)
+        last = layout == torch.channels_last
+        for valid in (None, torch.empty((2, 2), dtype=torch.int64, device="meta")):
+            yield from module.plan_forward(features, valid, mean, mean, index)
+            yield from module.plan_backward(mean, mean, index, valid, features, last)
+
+
+def balanced_l1_launches():
+    module = load("balanced_l1")
+
+    def empty(size, dtype):
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    for dtype, layout in product(DTYPES, (torch.contiguous_format, torch.channels_last)):
+        maps = empty((2, 64, 16, 32), dtype).to(memory_format=layout)
+        mask, count = empty((2, 16, 32), torch.uint8), empty((), torch.int64)
+        total = empty((), torch.promote_types(dtype, torch.float32))
+        boxes, ids = empty((48, 4), dtype), empty((48,), torch.int64)
+        for valid in (None, empty((2, 2), torch.int64)):
+            scale = empty((), torch.float64)
+            yield from module.plan_mask(maps, boxes, ids, valid, scale, mask)
+        yield from module.plan_sums(maps, maps, mask, (total, total, count))
+        for gradients in ((maps, None), (None, maps), (maps, maps)):
+            yield from module.plan_backward(total, total, maps, maps, mask, *gradients)
+
+
+LAUNCHES = {
+    "gated_upsample_add": gated_upsample_add_launches,
+    "avg_max_pool": avg_max_pool_launches,
+    "balanced_l1": balanced_l1_launches,
+}
+
+
 def specialised(launch):
     """What the just-in-time compiler makes of a launch: (signature, constants, attributes)."""
     signature, constants, attributes = {}, {}, {}
@@ -81,8 +122,8 @@ def compile_one(job):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    name, signature, constants, attributes, architecture = job
-    kernel = getattr(load("gated_upsample_add"), name)
+    module, name, signature, constants, attributes, architecture = job
+    kernel = getattr(load(module), name)
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
     assert compiled.asm["cubin"][:4] == b"\x7fELF"
@@ -96,9 +137,9 @@ def compile_one(job):
 
 def compile_all():
     jobs = {}
-    for launch in gated_upsample_add_launches():
-        for architecture in ARCHITECTURES:
-            job = launch.kernel.__name__, *specialised(launch), architecture
+    for module, launches in LAUNCHES.items():
+        for launch, architecture in product(launches(), ARCHITECTURES):
+            job = module, launch.kernel.__name__, *specialised(launch), architecture
             jobs[repr(job)] = job  # the same kernel serves several problems
     with ProcessPoolExecutor(max_workers=2) as pool:
         print(*pool.map(compile_one, jobs.values()), sep="\n")
