@@ -132,6 +132,8 @@ step "bench, gated_upsample_add" 80 bench.log bench_one gated_upsample_add --sha
 step "bench, pixel_shuffle" 50 bench.log bench_one pixel_shuffle --shapes p2x8,p3
 step "bench, difference_gate" 60 bench.log bench_one difference_gate --shapes p2x8,p3
 step "bench, difference_map" 30 bench.log bench_one difference_map --shapes tilex8
+step "bench, avg_max_pool" 50 bench.log bench_one avg_max_pool
+step "bench, balanced_l1" 50 bench.log bench_one balanced_l1
 step "build, Triton" 100 build.log build 0
 step "tests, Triton" 120 tests.log tests 0
 step "bench, Triton" 60 bench.log bench 0 gated_upsample_add --json "$out/bench_triton.json" \

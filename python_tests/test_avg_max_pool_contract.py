@@ -173,9 +173,9 @@ def test_cuda_graph_replays(backend):
 def test_more_than_two_to_the_31_elements(backend, layout):
     if backend.device != "cuda":
         pytest.skip("needs a GPU")
-    features = torch.zeros(
-        2, 264, 2048, 2048, dtype=torch.float16, device="cuda"
-    ).contiguous(memory_format=layout)
+    features = torch.zeros(2, 264, 2048, 2048, dtype=torch.float16, device="cuda").contiguous(
+        memory_format=layout
+    )
     features[1, 263, 2047, 2047] = 1
     mean, maximum, index = backend.ops.avg_max_pool(features)
     assert maximum.sum().item() == 1

@@ -159,7 +159,7 @@ def test_matches_reference_in_every_layout(backend, layout):
         check(backend, pair, wide[:, 1:9:2], ids.repeat_interleave(2)[::2], valid)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 31, 33, 64, 70, 130])
+@pytest.mark.parametrize("channels", [1, 31, 33, 70])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_channel_counts_around_vectors_and_groups(backend, channels, layout):
     pair = make(1, channels, (4, 5), torch.float32, backend.device, layout)
@@ -243,7 +243,7 @@ def test_gradient_of_one_sum_only(backend):
     for k in range(2):
         pair = make(2, 3, dtype=torch.float32, device=backend.device)
         boxes, ids = some_boxes(device=backend.device)
-        ours, theirs = helpers.leaves(pair), helpers.leaves((x.cpu() for x in pair))
+        ours, theirs = helpers.leaves(pair), helpers.leaves(x.cpu() for x in pair)
         run(backend, *ours, boxes, ids)[k].backward()
         balanced_l1_sums_reference(*theirs, boxes.cpu(), ids.cpu(), scale=0.25)[k].backward()
         for a, b in zip(ours, theirs, strict=True):

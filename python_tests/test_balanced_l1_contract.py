@@ -86,7 +86,8 @@ def test_planes_beyond_32_bits_are_refused_on_a_gpu(backend):
 
 
 def test_opcheck(backend):
-    for layout in ("contiguous", "channels_last"):
+    slow = backend.name == "triton" and backend.device == "cpu"
+    for layout in ("channels_last",) if slow else ("contiguous", "channels_last"):
         pair = helpers.leaves(make(2, 4, (3, 5), torch.float32, backend.device, layout))
         boxes = some_boxes(2, (3, 5), device=backend.device)
         valid = torch.tensor([[3, 4], [2, 5]], device=backend.device)

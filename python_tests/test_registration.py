@@ -14,6 +14,8 @@ FEATURE_OPERATORS = (  # with gradients, and Triton kernels
     "pixel_shuffle",
     "difference_map",
     "difference_gate",
+    "avg_max_pool",
+    "balanced_l1",
 )
 BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
     "nms",
@@ -30,6 +32,7 @@ BOX_OPERATORS = (  # neither; on a GPU without CUDA kernels they work on a copy
 VARIANTS = {
     "pixel_shuffle_concat": ("pixel_shuffle", None),
     "pixel_shuffle_add": ("pixel_shuffle", None),
+    "balanced_l1_sums": ("balanced_l1", None),
     "nms_padded": ("nms", "max_outputs"),
     "stitch_tiles_padded": ("stitch_tiles", "max_outputs"),
     "stitch_tiles_union": ("stitch_tiles", "merge"),

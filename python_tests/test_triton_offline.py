@@ -27,6 +27,8 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
 }
 
 
@@ -103,11 +105,44 @@ def difference_gate_launches():
             yield from module.plan_backward(features, *tensors, resize, wanted)[1]
 
 
+def avg_max_pool_launches():
+    module = load("avg_max_pool")
+    for dtype, layout in product(DTYPES, (torch.contiguous_format, torch.channels_last)):
+        features = torch.empty((2, 64, 16, 32), dtype=dtype, device="meta").to(memory_format=layout)
+        mean = torch.empty((2, 64, 1, 1), dtype=dtype, device="meta")
+        index = torch.empty_like(mean, dtype=torch.int64)
+        last = layout == torch.channels_last
+        for valid in (None, torch.empty((2, 2), dtype=torch.int64, device="meta")):
+            yield from module.plan_forward(features, valid, mean, mean, index)
+            yield from module.plan_backward(mean, mean, index, valid, features, last)
+
+
+def balanced_l1_launches():
+    module = load("balanced_l1")
+
+    def empty(size, dtype):
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    for dtype, layout in product(DTYPES, (torch.contiguous_format, torch.channels_last)):
+        maps = empty((2, 64, 16, 32), dtype).to(memory_format=layout)
+        mask, count = empty((2, 16, 32), torch.uint8), empty((), torch.int64)
+        total = empty((), torch.promote_types(dtype, torch.float32))
+        boxes, ids = empty((48, 4), dtype), empty((48,), torch.int64)
+        for valid in (None, empty((2, 2), torch.int64)):
+            scale = empty((), torch.float64)
+            yield from module.plan_mask(maps, boxes, ids, valid, scale, mask)
+        yield from module.plan_sums(maps, maps, mask, (total, total, count))
+        for gradients in ((maps, None), (None, maps), (maps, maps)):
+            yield from module.plan_backward(total, total, maps, maps, mask, *gradients)
+
+
 LAUNCHES = {
     "gated_upsample_add": gated_upsample_add_launches,
     "pixel_shuffle": pixel_shuffle_launches,
     "difference_map": difference_map_launches,
     "difference_gate": difference_gate_launches,
+    "avg_max_pool": avg_max_pool_launches,
+    "balanced_l1": balanced_l1_launches,
 }
 
 

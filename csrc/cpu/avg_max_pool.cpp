@@ -45,12 +45,13 @@ void run_forward(const Problem& p, const ForwardArgs<T>& args) {
   const std::unique_ptr<A[]> sums(new A[2 * size]);
   const std::unique_ptr<int32_t[]> first(new int32_t[size]);
   const Partials<A> partials{sums.get(), sums.get() + size, first.get()};
-  torch::stable::parallel_for(0, units, grain_of(parts.cells * p.channels),
-                              [&](int64_t begin, int64_t end) {
-                                for_isa(isa, [&](auto chosen) {
-                                  pool_parts<chosen.value, T>(p, parts, args, partials, begin, end);
-                                });
-                              });
+  torch::stable::parallel_for(
+      0, units, grain_of(parts.cells * p.channels), [&](int64_t begin, int64_t end) {
+        const std::unique_ptr<A[]> scratch(new A[2 * static_cast<size_t>(p.channels)]);
+        for_isa(isa, [&](auto chosen) {
+          pool_parts<chosen.value, T>(p, parts, args, partials, begin, end, scratch.get());
+        });
+      });
   torch::stable::parallel_for(0, p.planes(), grain_of(64 * kGroupCells),
                               [&](int64_t begin, int64_t end) {
                                 for_isa(isa, [&](auto chosen) {

@@ -24,9 +24,10 @@ struct Partials {
 };
 constexpr int64_t kGroupCells = 16;
 
+// `scratch` holds two rows of channels.
 template <Isa isa, typename T>
 void pool_parts(const Problem& p, const Parts& parts, const ForwardArgs<T>& args,
-                const Partials<acc_t<T>>& partials, int64_t begin, int64_t end);
+                const Partials<acc_t<T>>& partials, int64_t begin, int64_t end, acc_t<T>* scratch);
 // Adds up the parts of the planes begin .. end - 1, counted as image * channels + channel.
 template <Isa isa, typename T>
 void join_parts(const Problem& p, const Parts& parts, const ForwardArgs<T>& args,

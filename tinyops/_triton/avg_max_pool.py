@@ -21,10 +21,10 @@ NOWHERE = tl.constexpr(2147483647)  # as the place of a maximum: later than ever
 @triton.jit
 def _extent(valid, n, H, W):
     """Rows and columns of image n that count; n may be a vector."""
-    if valid is None:
-        return H + 0 * n, W + 0 * n
-    rows = tl.minimum(tl.maximum(tl.load(valid + 2 * n), 0), H)
-    columns = tl.minimum(tl.maximum(tl.load(valid + 2 * n + 1), 0), W)
+    rows, columns = H + 0 * n, W + 0 * n
+    if valid is not None:
+        rows = tl.minimum(tl.maximum(tl.load(valid + 2 * n), 0), H)
+        columns = tl.minimum(tl.maximum(tl.load(valid + 2 * n + 1), 0), W)
     return rows, columns
 
 

@@ -18,10 +18,10 @@ from tinyops._triton.tiles import Launch, dense, empty, is_nhwc, load_wide, run,
 
 @triton.jit
 def _extent(valid, n, H, W):
-    if valid is None:
-        return H, W
-    rows = tl.minimum(tl.maximum(tl.load(valid + 2 * n), 0), H).to(tl.int32)
-    columns = tl.minimum(tl.maximum(tl.load(valid + 2 * n + 1), 0), W).to(tl.int32)
+    rows, columns = H, W
+    if valid is not None:
+        rows = tl.minimum(tl.maximum(tl.load(valid + 2 * n), 0), H).to(tl.int32)
+        columns = tl.minimum(tl.maximum(tl.load(valid + 2 * n + 1), 0), W).to(tl.int32)
     return rows, columns
 
 
@@ -72,10 +72,10 @@ def _paint_kernel(
 
 
 @triton.jit
-def _tile(C, cells, CHANNELS: tl.constexpr, CELLS: tl.constexpr, NHWC: tl.constexpr):
+def _tile(C, cells, blocks, CHANNELS: tl.constexpr, CELLS: tl.constexpr, NHWC: tl.constexpr):
     """Of this program: image, channel block, cells of the image, and the offsets of its tile."""
     i = tl.program_id(0)
-    blocks, parts = tl.cdiv(C, CHANNELS), tl.cdiv(cells, CELLS)
+    parts = tl.cdiv(cells, CELLS)
     block, i = i % blocks, i // blocks  # neighbours share the mask
     n, cell = (i // parts).to(tl.int64), (i % parts) * CELLS + tl.arange(0, CELLS)
     j, k = tile_of(cell, block * CHANNELS + tl.arange(0, CHANNELS), NHWC)
@@ -85,10 +85,10 @@ def _tile(C, cells, CHANNELS: tl.constexpr, CELLS: tl.constexpr, NHWC: tl.conste
 
 @triton.jit
 def _sums_kernel(
-    prediction, target, mask, sums, counts, C, cells,
+    prediction, target, mask, sums, counts, C, cells, blocks,
     CHANNELS: tl.constexpr, CELLS: tl.constexpr, NHWC: tl.constexpr,
 ):  # fmt: skip
-    n, block, cell, offset, inside = _tile(C, cells, CHANNELS, CELLS, NHWC)
+    n, block, cell, offset, inside = _tile(C, cells, blocks, CHANNELS, CELLS, NHWC)
     m = tl.load(mask + n * cells + cell, cell < cells, other=0)
     d = tl.abs(load_wide(prediction, offset, inside) - load_wide(target, offset, inside))
     wide = widen(m, NHWC)
@@ -118,10 +118,10 @@ def _join_kernel(sums, counts, total, positive, cells, parts, PARTS: tl.constexp
 
 @triton.jit
 def _backward_kernel(
-    d_total, d_positive, prediction, target, mask, d_prediction, d_target, C, cells,
+    d_total, d_positive, prediction, target, mask, d_prediction, d_target, C, cells, blocks,
     CHANNELS: tl.constexpr, CELLS: tl.constexpr, NHWC: tl.constexpr,
 ):  # fmt: skip
-    n, _, cell, offset, inside = _tile(C, cells, CHANNELS, CELLS, NHWC)
+    n, _, cell, offset, inside = _tile(C, cells, blocks, CHANNELS, CELLS, NHWC)
     m = tl.load(mask + n * cells + cell, cell < cells, other=0)
     g = tl.load(d_total)
     weight = widen(tl.where(m > 1, g + tl.load(d_positive), tl.where(m > 0, g, 0.0)), NHWC)
@@ -149,20 +149,21 @@ def plan_mask(
     return [clear, paint] if len(boxes) else [clear]
 
 
-def _tiles(x: Tensor, nhwc: bool) -> tuple[int, dict]:
-    """The number of programs, and the tile of each: a mask that is read once for many channels."""
+def _tiles(x: Tensor, nhwc: bool) -> tuple[int, int, dict]:
+    """Numbers of programs and of blocks of channels, and the tile: its mask is read once for many
+    channels. There is a first block even without channels: it counts the positive cells."""
     N, C, H, W = x.shape
     channels, cells = (64, 32) if nhwc else (8, 256)
-    # At least one block of channels: the first one counts the positive cells.
-    programs = N * max(1, triton.cdiv(C, channels)) * triton.cdiv(H * W, cells)
-    return programs, {"CHANNELS": channels, "CELLS": cells, "NHWC": nhwc}
+    blocks = max(1, triton.cdiv(C, channels))
+    programs = N * blocks * triton.cdiv(H * W, cells)
+    return programs, blocks, {"CHANNELS": channels, "CELLS": cells, "NHWC": nhwc}
 
 
 def plan_sums(
     prediction: Tensor, target: Tensor, mask: Tensor, outputs: tuple[Tensor, Tensor, Tensor]
 ) -> list[Launch]:
     nhwc = is_nhwc(prediction)
-    programs, tile = _tiles(prediction, nhwc)
+    programs, blocks, tile = _tiles(prediction, nhwc)
     _, C, H, W = prediction.shape
     tensors = dense(prediction, nhwc), dense(target, nhwc), mask
     sums = torch.empty((programs, 2), dtype=torch.float64, device=mask.device)
@@ -170,8 +171,7 @@ def plan_sums(
     join = Launch(_join_kernel, 1, (sums, counts, *outputs, programs), {"PARTS": 1024})
     if programs == 0:
         return [join]
-    # Without channels one block of none remains, for the count.
-    args = *tensors, sums, counts, C, H * W
+    args = *tensors, sums, counts, C, H * W, blocks
     return [Launch(_sums_kernel, programs, args, tile), join]
 
 
@@ -180,12 +180,12 @@ def plan_backward(
     d_prediction: Tensor | None, d_target: Tensor | None,
 ) -> list[Launch]:  # fmt: skip
     nhwc = is_nhwc(prediction)
-    programs, tile = _tiles(prediction, nhwc)
+    programs, blocks, tile = _tiles(prediction, nhwc)
     if prediction.numel() == 0 or (d_prediction is None and d_target is None):
         return []
     _, C, H, W = prediction.shape
     tensors = dense(prediction, nhwc), dense(target, nhwc), mask, d_prediction, d_target
-    args = d_total, d_positive, *tensors, C, H * W
+    args = d_total, d_positive, *tensors, C, H * W, blocks
     return [Launch(_backward_kernel, programs, args, tile)]
 
 

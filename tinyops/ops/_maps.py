@@ -55,3 +55,12 @@ def check_valid(op: str, valid: Tensor | None, leader: str, like: Tensor, images
         f"{op}: valid must be on {like.device} like {leader}, got {valid.device}",
     )
     check(valid.dtype == torch.int64, f"{op}: valid must be int64, got {dtype_text(valid.dtype)}")
+
+
+def check_plane(op: str, size: torch.Size) -> None:
+    """What kernels on a GPU ask for besides: offsets inside a plane are 32-bit there."""
+    height, width = size[2:]
+    check(
+        height * width <= 2**31 - 2**24,
+        f"{op}: on a GPU a plane must have fewer than 2^31 cells, got {height}x{width}",
+    )

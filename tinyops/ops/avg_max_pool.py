@@ -13,7 +13,7 @@ from tinyops.ops._glue import (
     operator,
     register_autocast,
 )
-from tinyops.ops._maps import check_map, check_map_like, check_valid
+from tinyops.ops._maps import check_map, check_map_like, check_plane, check_valid
 
 
 def avg_max_pool(features: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -155,6 +155,7 @@ def implement_without_cuda(namespace: str, key: str) -> None:
 
     def forward(features: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         check_arguments(features, valid)
+        check_plane(_OP, features.shape)
         return kernels.avg_max_pool(features, valid)
 
     def backward(*args: Any) -> Tensor:

@@ -16,7 +16,7 @@ from tinyops.ops._glue import (
     register_autocast_of_pair,
     shape_text,
 )
-from tinyops.ops._maps import check_map, check_map_like, check_valid
+from tinyops.ops._maps import check_map, check_map_like, check_plane, check_valid
 from tinyops.ops.avg_max_pool import valid_cells
 
 
@@ -60,15 +60,11 @@ def balanced_l1(
         prediction, target, boxes, image_ids, valid, scale=scale
     )
     images, channels, height, width = prediction.shape
-    elements = _at_least_one(images * channels * height * width)
+    elements: Any = max(images * channels * height * width, 1)
     if valid is not None:
         extents = valid[:, 0].clamp(0, height) * valid[:, 1].clamp(0, width)
         elements = (extents.sum() * channels).clamp(min=1)
     return total / elements + weight * positive / (cells * channels).clamp(min=1)
-
-
-def _at_least_one(n: Any) -> Any:
-    return torch.sym_max(n, 1)
 
 
 def balanced_l1_sums(
@@ -260,6 +256,7 @@ def implement_without_cuda(namespace: str, key: str) -> None:
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         check_arguments(prediction, target, boxes, image_ids, valid, scale)
+        check_plane(_OP, prediction.shape)
         return kernels.balanced_l1_sums(prediction, target, boxes, image_ids, valid, scale)
 
     def backward(*args: Any) -> tuple[Tensor, Tensor]:
