@@ -119,6 +119,20 @@ def test_more_cells_than_one_part_has(backend, layout):
         flat[..., place:] = 1
         flat = helpers.as_layout(flat.view(1, c, height, width), layout).to(backend.device)
         assert (backend.ops.avg_max_pool(flat)[2] == place).all()
+        spoilt = features.clone()
+        for cell in {place, cells - 1}:  # the first NaN is the maximum
+            spoilt[:, 0, cell // width, cell % width] = NAN
+        mean, maximum, index = backend.ops.avg_max_pool(spoilt)
+        assert mean[:, 0].isnan().all()
+        assert maximum[:, 0].isnan().all()
+        assert (index[:, 0] == place).all()
+        assert not mean[:, 1:].isnan().any()
+        spoilt[:, 0, 0, 0], spoilt[:, 0, -1, -1] = -INF, -INF
+        spoilt[:, 0, place // width, place % width] = INF  # no NaN left, but inf - inf in the mean
+        mean, maximum, index = backend.ops.avg_max_pool(spoilt)
+        assert mean[:, 0].isnan().all()
+        assert (maximum[:, 0] == INF).all()
+        assert (index[:, 0] == place).all()
 
 
 @pytest.mark.parametrize(
