@@ -42,7 +42,8 @@ def images(sizes=SIZES):
 
 def make(mode="crop", phase="adversarial", **options):
     torch.manual_seed(0)
-    settings = {**SMALL, "mode": mode, **options}
+    scale = {"scale": 0.5} if mode == "feature" else {}  # for features it is doubled
+    settings = {**SMALL, "mode": mode, **scale, **options}
     model = create("faster_rcnn_gdl_resnet_nano", num_classes=2, **settings)
     model.set_phase(phase)
     return model
@@ -262,7 +263,7 @@ def test_one_box_for_all_classes_is_the_box_of_each():
 def test_training_lowers_the_losses(mode):
     model = make(mode)
     training = make_training(model=model, optimizer="adamw", rate=5e-3)
-    losses = [float(sum(training.update([(images(), TARGETS)]).values())) for _ in range(15)]
+    losses = [float(sum(training.update([(images(), TARGETS)]).values())) for _ in range(10)]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
@@ -287,9 +288,8 @@ def test_a_resumed_training_is_the_same(mode, tmp_path):
 @MODES
 def test_a_saved_model_detects_the_same(mode, tmp_path):
     model = make(mode, adversarial_weight=0.1, generator_norms=True).eval()
-    save(model, tmp_path / "model.safetensors", ["square", "disc"])
+    save(model, tmp_path / "model.safetensors")
     other = load(tmp_path / "model.safetensors")
-    other = getattr(other, "model", other).eval()
     assert other.phase == "adversarial"
     assert same_state(model, other)
     with torch.no_grad():
@@ -330,7 +330,7 @@ def test_kinds_and_sizes():
     crop, feature = make(), make("feature")
     assert isinstance(crop, CropGDL)
     assert isinstance(feature, FeatureGDL)
-    assert (crop.scale, feature.scale, make("feature", scale=0.5).scale) == (1, 2, 1)
+    assert (crop.scale, feature.scale, make("feature", scale=1.5).scale) == (1, 1, 3)
     assert crop.weights == Weights(1.0, 1e-4, 0.0, 1.0, 1.0, False)
 
 
@@ -353,7 +353,7 @@ class Fixed(torch.nn.Module):
 
 
 def test_small_boxes_are_restored_and_others_keep_their_word():
-    model = make(small=14.0, crops=7, score_threshold=0.0).eval()
+    model = make(small=7.0, crops=7, score_threshold=0.0).eval()
     model.discriminator = Fixed()
     batch, _ = batch_of(model)
     with torch.no_grad():
@@ -366,7 +366,7 @@ def test_small_boxes_are_restored_and_others_keep_their_word():
         for image in (0, 1):
             mine = [
                 k for k, (x1, y1, x2, y2) in enumerate(boxes.tolist())
-                if ids[k] == image and min(x2 - x1, y2 - y1) < 14
+                if ids[k] == image and min(x2 - x1, y2 - y1) < 7
             ]  # fmt: skip
             assert 7 < len(mine) < int((ids == image).sum())
             rows += sorted(mine, key=lambda k: background[k])[:7]
@@ -406,5 +406,5 @@ def test_the_backbone_sees_the_smaller_image_alone_when_features_are_restored():
     with torch.no_grad():
         model(images())
     batch, _ = batch_of(model)
-    assert [x.shape for x in seen] == [(2, 3, 64, 96)]
+    assert [x.shape for x in seen] == [(2, 3, 32, 48)]
     torch.testing.assert_close(seen[0], F.avg_pool2d(batch.pixels, 2))
