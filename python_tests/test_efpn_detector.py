@@ -367,6 +367,22 @@ def test_bad_settings_are_refused(name, options, message):
         create(f"faster_rcnn_efpn_{name}", **SMALL, **options)
 
 
+def test_the_new_head_learns_what_the_old_one_decodes():
+    """All boxes are decoded with the stds of the first second stage."""
+    detector = create("faster_rcnn_efpn_resnet_nano", **SMALL)
+    settings = {
+        "positive": 0.6,
+        "negative": 0.4,
+        "ignore_above": 0.3,
+        "stds": (0.2, 0.2, 0.4, 0.4),
+        "beta": 1.0,
+    }
+    for name, value in settings.items():
+        setattr(detector.roi_heads, name, value)
+    small = EFPNDetector.extend(detector).small_heads
+    assert {name: getattr(small, name) for name in settings} == settings
+
+
 def test_other_detectors_cannot_be_extended():
     wanted = "detector must have an EFPN, RoIHeads and no refiner, got"
     with pytest.raises(ValueError, match=f"{wanted} FPN, RoIHeads and NoneType"):

@@ -108,6 +108,8 @@ def plain(module, features, image, sizes):
 )
 def test_equals_the_equations_with_their_gradients(options):
     module = SelfReconstruction(16, STRIDES, threshold=0.24, **options).double()
+    nn.init.normal_(module.channel_gate.mlp[-1].weight)
+    nn.init.normal_(module.channel_gate.mlp[-1].bias)
     if "high_frequency" in options:
         nn.init.constant_(module.threshold, 0.15)
     batch = batch_of((60, 33), (21, 64))
@@ -219,10 +221,17 @@ def test_a_wave_passes_from_its_frequency_on():
 
 def test_the_channel_gate_does_not_see_padding():
     gate = ChannelGate(8, 2)
+    nn.init.normal_(gate.mlp[-1].weight)
     features = torch.randn(2, 8, 6, 7)
     weight = gate(features, torch.tensor([[6, 7], [2, 3]]))
     assert torch.allclose(weight[:1], gate(features[:1]))
     assert torch.allclose(weight[1:], gate(features[1:, :, :2, :3]))
+
+
+def test_a_new_channel_gate_closes_no_channel():
+    """However large the features are, of which it sees the maxima."""
+    weight = ChannelGate(64)(100 * torch.randn(2, 64, 9, 9))
+    assert torch.equal(weight, torch.full((2, 64, 1, 1), 0.5))
 
 
 def test_half_precision_is_close():

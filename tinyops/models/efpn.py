@@ -155,7 +155,17 @@ class EFPNDetector(PhasedDetector):
             neck,
             detector.rpn,
             heads,
-            SmallRoIHeads(pool, head, small=small, sampler=sampler),
+            SmallRoIHeads(
+                pool,
+                head,
+                small=small,
+                sampler=sampler,
+                positive=heads.positive,
+                negative=heads.negative,
+                ignore_above=heads.ignore_above,
+                stds=heads.stds,  # by which `heads` decodes the boxes of both
+                beta=heads.beta,
+            ),
             keep_coarse=keep_coarse,
             teacher_scale=teacher_scale,
             balance=balance,

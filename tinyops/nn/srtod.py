@@ -66,6 +66,10 @@ class ChannelGate(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
         )
+        # All weights are 1/2 at first. Random ones of the maxima of features that nothing has
+        # normalised would close a part of the channels for good, where the sigmoid is flat.
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Weights [N, channels, 1, 1] in 0..1.
