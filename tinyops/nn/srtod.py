@@ -63,13 +63,12 @@ class ChannelGate(nn.Module):
     def __init__(self, channels: int = 256, reduction: int = 16) -> None:
         super().__init__()
         hidden = max(1, channels // reduction)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
-        )
+        last = nn.Linear(hidden, channels)
         # All weights are 1/2 at first. Random ones of the maxima of features that nothing has
         # normalised would close a part of the channels for good, where the sigmoid is flat.
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), last)
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Weights [N, channels, 1, 1] in 0..1.
