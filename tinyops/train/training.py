@@ -218,6 +218,7 @@ class Training:
             self.model.load_state_dict(parts["model"])
             if self.average is not None:
                 self.average.model.load_state_dict(parts["average"])
+                self.average.model.requires_grad_(False)  # which the phase in a state turns on
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (RuntimeError, ValueError) as error:
