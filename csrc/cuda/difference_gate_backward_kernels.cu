@@ -263,6 +263,7 @@ __global__ void __launch_bounds__(kThreads)
           }
         }
         for (int r = 0; r < p.block_rows; ++r) {
+#pragma unroll 1  // unrolled, it spills on sm_80
           for (int k = 0; k < p.block_columns; ++k) {
             const int at = r * width + k;
             const bool reads = (p.resize == Resize::kArea || at == chosen) &&
