@@ -379,8 +379,13 @@ def test_the_new_head_learns_what_the_old_one_decodes():
     }
     for name, value in settings.items():
         setattr(detector.roi_heads, name, value)
-    small = EFPNDetector.extend(detector).small_heads
+    extended = EFPNDetector.extend(detector)
+    small = extended.small_heads
     assert {name: getattr(small, name) for name in settings} == settings
+    small.stds = (0.1, 0.1, 0.2, 0.2)
+    parts = extended.backbone, extended.neck, extended.rpn, extended.roi_heads
+    with pytest.raises(ValueError, match="small_heads must have the stds of roi_heads"):
+        EFPNDetector(*parts, small, num_classes=1)
 
 
 def test_other_detectors_cannot_be_extended():

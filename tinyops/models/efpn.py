@@ -95,6 +95,11 @@ class EFPNDetector(PhasedDetector):
             raise ValueError(f"teacher_scale must be at least 1, got {teacher_scale}")
         if balance < 0:
             raise ValueError(f"balance must be at least 0, got {balance}")
+        if small_heads.stds != roi_heads.stds:  # one decoding for the boxes of both
+            raise ValueError(
+                f"small_heads must have the stds of roi_heads, {roi_heads.stds}, "
+                f"got {small_heads.stds}"
+            )
         self.small_heads = small_heads
         self.keep_coarse, self.teacher_scale, self.balance = keep_coarse, teacher_scale, balance
         self.set_phase(self.phases[0])
