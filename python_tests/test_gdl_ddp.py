@@ -13,7 +13,7 @@ SMALL = {
     "neck_channels": 8,
     "head_channels": 16,
     "rpn_samples": 32,
-    "samples": 16,
+    "samples": 80,  # more than there are: their number differs between the processes
     "proposals": [60, 60],
     "pre_nms": [100, 100],
     "generator_width": 8,
@@ -21,7 +21,7 @@ SMALL = {
     "generator_norms": True,
     "crop_size": 8,
     "upscale": 2,
-    "crop_samples": 8,
+    "crop_samples": 80,
     "discriminator_width": 8,
     "discriminator_hidden": 16,
 }
