@@ -69,10 +69,10 @@ __all__ = [
 OPERATORS = (  # a file of this name each
     "gated_upsample_add",
     "pixel_shuffle",
-    "avg_max_pool",
-    "balanced_l1",
     "difference_map",
     "difference_gate",
+    "avg_max_pool",
+    "balanced_l1",
     "nms",
     "soft_nms",
     "stitch_tiles",
