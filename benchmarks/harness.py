@@ -102,7 +102,8 @@ def check(case: Case, device: torch.device) -> dict[str, float]:
         results = [x.detach() for x in peer(*inputs(case.dtype))()]
         assert len(results) == len(expected), f"{name} returns {len(results)} results"
         errors[name] = max(map(_error, results, expected))
-        tolerance = TOLERANCES[case.dtype]
+        # Peers only have to do the same; those that sum in another order may round worse.
+        tolerance = TOLERANCES[case.dtype] * (1 if name == "tinyops" else 10)
         # Not `>`: a NaN must fail.
         assert errors[name] <= tolerance, f"{name} is off by {errors[name]:.2g} > {tolerance:.2g}"
     return errors

@@ -20,22 +20,32 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer of all parameters that want gradients; a `Schedule` sets its rate.
 
+    A module names own parameters that 0 is no natural value of in `no_decay`; they never decay. In
+    `rate_factors`, name -> factor, it names those that want another rate than the rest.
+
     Args:
         model: the model, on its device.
         kind: stochastic gradient descent with momentum, or AdamW.
         momentum: of "sgd"; "adamw" has betas 0.9 and 0.999.
         weight_decay: decoupled from the gradient with "adamw".
         decay_all: False: parameters with fewer than two dimensions, which are biases and the
-            weights of norms, do not decay. What a module names in `no_decay`, own parameters that
-            0 is no natural value of, never does.
+            weights of norms, do not decay.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    kept = {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "no_decay", ())}
-    decays = [p for p in parameters if id(p) not in kept and (decay_all or p.dim() > 1)]
-    chosen = {id(p) for p in decays}
-    rest = [p for p in parameters if id(p) not in chosen]
-    groups: list[dict[str, Any]] = [{"params": decays}, {"params": rest, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    kept: set[int] = set()
+    factors: dict[int, float] = {}
+    for module in model.modules():
+        kept |= {id(getattr(module, name)) for name in getattr(module, "no_decay", ())}
+        for name, factor in getattr(module, "rate_factors", {}).items():
+            factors[id(getattr(module, name))] = factor
+    chosen: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            decays = id(p) not in kept and (decay_all or p.dim() > 1)
+            chosen.setdefault((decays, factors.get(id(p), 1.0)), []).append(p)
+    groups: list[dict[str, Any]] = [
+        {"params": chosen[key], "rate_factor": key[1]} | ({} if key[0] else {"weight_decay": 0.0})
+        for key in sorted(chosen, reverse=True)
+    ]
     if not groups:
         raise ValueError("model must have parameters that want gradients, got none")
     if kind == "sgd":

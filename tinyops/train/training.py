@@ -95,7 +95,7 @@ class Training:
         """
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.at(self.step)
+            group["lr"] = group.get("rate_factor", 1.0) * self.schedule.at(self.step)
         sums: dict[str, Tensor] = {}
         for number, turn in enumerate(self.turns):
             if turn:
