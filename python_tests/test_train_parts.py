@@ -1,13 +1,14 @@
 """What a training is made of: the order of images, rates, optimizers, averages."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 from training import Spots, Squares
 
-from tinyops.train import Average, Order, Schedule, make_loader, make_optimizer
+from tinyops.train import Average, Order, Schedule, Training, make_loader, make_optimizer
 
 # The order of the images.
 
@@ -101,6 +102,30 @@ def test_norms_and_biases_decay_only_if_asked(kind):
     assert [group["weight_decay"] for group in some.param_groups] == [0.5, 0.0]
     assert [len(group["params"]) for group in some.param_groups] == [2, 2]
     assert all(p.dim() == 4 for p in some.param_groups[0]["params"])
+
+
+class Slow(nn.Module):
+    """Two weights with a gradient of 1, of which one wants a hundredth of the rate."""
+
+    rate_factors: ClassVar = {"slow": 0.01}
+
+    def __init__(self):
+        super().__init__()
+        self.slow, self.fast = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, images, targets):
+        return {"loss": self.slow + self.fast}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_parameter_may_want_another_rate(kind):
+    model = Slow()
+    training = Training(model, make_optimizer(model, kind), Schedule(0.1, 5, warmup=0), seed=0)
+    for step in (1, 2):
+        training.update([([], [])])
+        if step == 1:
+            assert (model.fast.item(), model.slow.item()) == pytest.approx((-0.1, -0.001))
+    assert model.slow.item() == pytest.approx(0.01 * model.fast.item(), rel=1e-4)
 
 
 def test_an_average_follows_the_model():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -121,8 +122,9 @@ class SelfReconstruction(nn.Module):
     As a refiner of `tinyops.models.detectors.Detector` it takes (levels, batch). In any other
     detector, call `enhance` on one map of features, and add `loss` to the losses.
 
-    The threshold t is learned. It has no weight decay (`no_decay`, see
-    `tinyops.train.optim.make_optimizer`); the released code decays it, and nothing else moves it
+    The threshold t is learned. It has no weight decay and 1/100 of the learning rate (`no_decay`
+    and `rate_factors`, see `tinyops.train.optim.make_optimizer`): its values are some 1/255, and
+    its gradient is a sum over all cells. The released code decays it, and nothing else moves it
     there, as its sign has no gradient. The paper's start values are for a data set each (4/255
     VisDrone, 3/255 AI-TOD, 40/255 DroneSwarms). By default the data give it: in the first
     `calibration` training batches, it is a mean of the last batches' `quantile` of D, and its
@@ -155,6 +157,7 @@ class SelfReconstruction(nn.Module):
     """
 
     no_decay = ("threshold",)
+    rate_factors: ClassVar = {"threshold": 0.01}
     seen: Tensor
 
     def __init__(
