@@ -40,7 +40,6 @@ LAYOUTS = {
     "FPN, bottom-heavy": "faster_rcnn_fpn_bh_{}",
     "SR-TOD": "faster_rcnn_srtod_{}",
     "RFLA": "faster_rcnn_rfla_{}",
-    "RFLA, SR-TOD": "faster_rcnn_rfla_srtod_{}",
     "EFPN": "faster_rcnn_efpn_{}",
     "GDL": "faster_rcnn_gdl_{}",
 }
