@@ -7,7 +7,8 @@ DIR holds train.json, val.json and the folders train and val; `synth` draws Tiny
 training is one call of `tinyops train`; all have the same data, steps, optimizer and, but for RFLA,
 anchors. EFPN and GDL begin with the FPN of the same seed, and have half as many steps in each of
 their two further phases. An interrupted comparison goes on when it is called again. On a GPU:
-`--device cuda --backbone resnet50 --steps 12000 --batch 16 --small "" --size 640 512`.
+`--device cuda --backbone resnet50 --steps 12000 --batch 16 --small "" --proposals 1000 1000
+--size 640 512`.
 """
 
 import argparse
@@ -39,7 +40,6 @@ LAYOUTS = {
     "FPN, bottom-heavy": "faster_rcnn_fpn_bh_{}",
     "SR-TOD": "faster_rcnn_srtod_{}",
     "RFLA": "faster_rcnn_rfla_{}",
-    "RFLA, SR-TOD": "faster_rcnn_rfla_srtod_{}",
     "EFPN": "faster_rcnn_efpn_{}",
     "GDL": "faster_rcnn_gdl_{}",
 }
@@ -53,12 +53,7 @@ ALIKE = {
     "nms_threshold": 0.5,
     "max_per_image": 500,
 }
-SMALL = (
-    "neck_channels=64 head_channels=256 rpn_samples=128 samples=128 pre_nms=[500,500] "
-    "proposals=[300,300]"
-)
-# As many proposals as in training: those beyond are of levels that RFLA's second stage never saw
-# in training, and takes for objects.
+SMALL = "neck_channels=64 head_channels=256 rpn_samples=128 samples=128 pre_nms=[500,500]"
 SMALL_TOO = {  # what systems need besides, to be as small
     "EFPN": "texture_width=64",
     "GDL": "crop_size=16 upscale=2 generator_width=16 generator_blocks=2 discriminator_width=32 "
@@ -83,6 +78,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, help="of synth's images; default: its preset")
     parser.add_argument("--max-detections", type=int, default=500)
     parser.add_argument("--small", default=SMALL, help="overrides for a CPU")
+    # As many in both: those beyond are of levels that RFLA's second stage never saw in training,
+    # and takes for objects. More than objects in an image, of course.
+    parser.add_argument("--proposals", type=int, nargs=2, default=(300, 300), help="train, test")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, 1 thread each")
     parser.add_argument("--markdown", type=Path)
@@ -114,7 +112,8 @@ def overrides(options: argparse.Namespace, layout: str) -> dict[str, Any]:
     """Settings of a model."""
     alike = {k: v for k, v in ALIKE.items() if "RFLA" not in layout or k != "anchor_scales"}
     words = f"{options.small} {SMALL_TOO.get(layout, '')}" if options.small else ""
-    return {**alike, **dict(map(_pair, shlex.split(words)))}
+    small = dict(map(_pair, shlex.split(words)))
+    return {**alike, "proposals": list(options.proposals), **small}
 
 
 def folder_of_run(options: argparse.Namespace, layout: str, seed: int) -> Path:

@@ -105,5 +105,45 @@ def opcheck(operator: Any, args: Sequence[Any], options: dict[str, Any] | None =
     torch.library.opcheck(operator, tuple(args), options or {}, test_utils=OPCHECKS)
 
 
+def same_for_any_threads(run: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+    """What `run` gives, to the same bits with 1, 2, 3 and 8 threads."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(run())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+    return results[0]
+
+
+def assert_compiles(step: Callable[..., Tensor], tensors: Sequence[Tensor], **options: Any) -> None:
+    """Without a graph break, to the same bits, and so are the gradients of the leaves `tensors`."""
+    expected = step(*tensors)
+    actual = torch.compile(step, fullgraph=True, **options)(*tensors)
+    assert torch.equal(actual, expected)
+    grad = torch.randn_like(expected)
+    both = (gradients(x, grad, tensors) for x in (actual, expected))
+    for a, b in zip(*both, strict=True):
+        assert torch.equal(a, b)
+
+
+def assert_replays(step: Callable[[], Sequence[Tensor]], x: Tensor) -> None:
+    """Captured in a CUDA graph, `step` sees new values of x."""
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.normal_()
+    graph.replay()
+    for a, b in zip(captured, step(), strict=True):
+        assert torch.equal(a, b)
+
+
 def _cpu(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.cpu()

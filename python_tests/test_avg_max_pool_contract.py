@@ -1,5 +1,6 @@
 """What avg_max_pool promises besides its values: errors, and the rest of torch."""
 
+import helpers
 import pytest
 import torch
 from test_avg_max_pool import extents, make
@@ -156,15 +157,7 @@ def test_cuda_graph_replays(backend):
         d = backend.ops._avg_max_pool_backward(mean, maximum, index, valid, 9, 16, False)
         return mean, maximum, index, d
 
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    features.normal_()
-    graph.replay()
-    for a, b in zip(captured, step(), strict=True):
-        assert torch.equal(a, b)
+    helpers.assert_replays(step, features)
 
 
 # 4.4 GB of GPU memory; index arithmetic on the CPU is 64-bit throughout.

@@ -95,6 +95,26 @@ def test_a_saved_detector_gives_what_tinyops_detect_gives(images, tmp_path, monk
     assert not (tmp_path / "out/pictures").exists()
 
 
+@pytest.mark.parametrize("system", ["rfla", "srtod", "efpn", "gdl"])
+def test_models_of_every_system_are_what_the_command_takes(images, tmp_path, system, monkeypatch):
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    widths = {"efpn": {"texture_width": 8}, "gdl": {"generator_width": 8, "upscale": 2}}
+    options = {"neck_channels": 8, "head_channels": 8, **widths.get(system, {})}
+    model = create(f"faster_rcnn_{system}_resnet_nano", **options)
+    if system in widths:
+        model.set_phase(model.phases[-1])
+    save(model, tmp_path / "model.safetensors")
+    words = ["--model", tmp_path / "model.safetensors", "--min-score", "0", "--no-picture"]
+    assert detect(images / "0.png", "--out", tmp_path / "out", *words) == 0
+    expected = tinyops.detect(model, images / "0.png", tile=(32, 32), overlap=8, batch=3)
+    found = torch.tensor(boxes_of(tmp_path / "out")[str(images / "0.png")])
+    assert len(found) == len(expected["boxes"]) > 0
+    for side in (0, 1):  # sorted: nearly equal scores may be in another order
+        one, two = found[:, side].sort().values, expected["boxes"][:, side].sort().values
+        torch.testing.assert_close(one, two, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("picture", [True, False])
 def test_maps_are_beside_the_pictures(images, tmp_path, monkeypatch, picture):
     monkeypatch.undo()

@@ -211,16 +211,7 @@ def test_compile_without_graph_break(backend):
         op = backend.ops.difference_gate
         return op(features * 2, weight.sigmoid(), difference, threshold, resize=2) + 1
 
-    eager = step(*tensors)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors)
-    assert torch.equal(eager, compiled)
-    grad = torch.randn_like(eager)
-    for a, b in zip(
-        helpers.gradients(eager, grad, tensors),
-        helpers.gradients(compiled, grad, tensors),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    helpers.assert_compiles(step, tensors, backend="aot_eager")
 
 
 def test_public_functions_compile_with_inductor():
@@ -231,16 +222,7 @@ def test_public_functions_compile_with_inductor():
     features, weight, _, threshold = make(c=4, dtype=torch.float32)
     image, reconstruction = torch.rand(2, 2, 3, 8, 32)
     tensors = helpers.leaves([image, reconstruction, features, weight, threshold])
-    expected = step(*tensors)
-    actual = torch.compile(step, fullgraph=True)(*tensors)
-    assert torch.equal(actual, expected)
-    grad = torch.randn_like(expected)
-    for a, b in zip(
-        helpers.gradients(actual, grad, tensors),
-        helpers.gradients(expected, grad, tensors),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    helpers.assert_compiles(step, tensors)
 
 
 def test_export_with_dynamic_sizes():
@@ -271,15 +253,7 @@ def test_cuda_graph_replays(backend):
         d = backend.ops._difference_gate_backward(grad, *tensors, 2, True, True, True, True)
         return backend.ops.difference_gate(*tensors, resize=2), *d
 
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    tensors[0].normal_()
-    graph.replay()
-    for a, b in zip(captured, step(), strict=True):
-        assert torch.equal(a, b)
+    helpers.assert_replays(step, tensors[0])
 
 
 # 9 GB of GPU memory; index arithmetic on the CPU is 64-bit throughout.

@@ -297,16 +297,7 @@ def test_compile_without_graph_break(backend):
     def step(reconstruction, image):
         return backend.ops.difference_map(reconstruction.sigmoid(), image, valid) + 1
 
-    eager = step(*tensors)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors)
-    assert torch.equal(eager, compiled)
-    grad = torch.randn_like(eager)
-    for a, b in zip(
-        helpers.gradients(eager, grad, tensors),
-        helpers.gradients(compiled, grad, tensors),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    helpers.assert_compiles(step, tensors, backend="aot_eager")
 
 
 def test_export_with_dynamic_sizes():
@@ -332,18 +323,11 @@ def test_threads_and_streaming_change_nothing(width, dtype, layout):
     assert tensors[0].nbytes > 16 << 20
     grad = torch.randn(1, 1, 256, width).to(dtype)
 
-    def run(threads):
-        torch.set_num_threads(threads)
+    def run():
         backward = torch.ops.tinyops._difference_map_backward
         return difference_map(*tensors), backward(grad, *tensors, None)
 
-    before = torch.get_num_threads()
-    try:
-        one, three = run(1), run(3)
-    finally:
-        torch.set_num_threads(before)
-    for a, b in zip(one, three, strict=True):
-        assert torch.equal(a, b)
+    one = helpers.same_for_any_threads(run)
     wide = [x.double().requires_grad_() for x in tensors]
     expected = difference_map_reference(*wide)
     helpers.assert_close(one[0], expected.detach())

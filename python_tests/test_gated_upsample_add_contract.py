@@ -207,16 +207,7 @@ def test_compile_without_graph_break(backend):
         op = backend.ops.gated_upsample_add
         return op(low * 2, high, gate_low.sigmoid(), gate_high, self_gate=True) + 1
 
-    eager = step(*tensors)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors)
-    assert torch.equal(eager, compiled)
-    grad = torch.randn_like(eager)
-    for a, b in zip(
-        helpers.gradients(eager, grad, tensors),
-        helpers.gradients(compiled, grad, tensors),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    helpers.assert_compiles(step, tensors, backend="aot_eager")
 
 
 def test_inductor_and_the_in_place_form():
@@ -266,15 +257,7 @@ def test_cuda_graph_replays(backend):
         d = backward(grad, *tensors, *tensors[1].shape[2:], True)
         return forward(*tensors, self_gate=True), *d
 
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    tensors[0].normal_()
-    graph.replay()
-    for a, b in zip(captured, step(), strict=True):
-        assert torch.equal(a, b)
+    helpers.assert_replays(step, tensors[0])
 
 
 # 10 GB of GPU memory; index arithmetic on the CPU is 64-bit throughout.

@@ -355,20 +355,12 @@ def test_number_of_threads_does_not_change_a_bit(form, layout):
     operator, reference = FORMS[form]
     grad = torch.randn_like(reference(*tensors))
 
-    def run(threads):
-        torch.set_num_threads(threads)
+    def run():
         leaves = helpers.leaves(tensors)
         output = operator(*leaves, negative_slope=0.1)
         return [output, *helpers.gradients(output, grad, leaves)]
 
-    before = torch.get_num_threads()
-    try:
-        one = run(1)
-        for threads in (2, 3, 8):
-            for a, b in zip(one, run(threads), strict=True):
-                assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(before)
+    helpers.same_for_any_threads(run)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -148,16 +148,7 @@ def test_compile_without_graph_break(backend, form):
         op = getattr(backend.ops, f"pixel_shuffle_{form}")
         return op(content * 2, other + 1, negative_slope=0.1, order=1) * 3
 
-    eager = step(*tensors)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors)
-    assert torch.equal(eager, compiled)
-    grad = torch.randn_like(eager)
-    for a, b in zip(
-        helpers.gradients(eager, grad, tensors),
-        helpers.gradients(compiled, grad, tensors),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    helpers.assert_compiles(step, tensors, backend="aot_eager")
 
 
 def test_inductor_and_the_public_functions():
@@ -206,15 +197,7 @@ def test_cuda_graph_replays(backend):
         d_content = backward(grad, content, 8, 2, 0.1, 0)
         return forward(content, other, negative_slope=0.1), d_content
 
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    content.normal_()
-    graph.replay()
-    for a, b in zip(captured, step(), strict=True):
-        assert torch.equal(a, b)
+    helpers.assert_replays(step, content)
 
 
 # 9 GB of GPU memory; index arithmetic on the CPU is 64-bit throughout.

@@ -6,6 +6,7 @@ from detection import target
 
 from tinyops.models import create, load, save
 from tinyops.nn.assign import HierarchicalAssigner, OverlapAssigner
+from tinyops.train import Schedule, Training, make_optimizer
 
 NAMES = [f"{d}_rfla_resnet_nano" for d in ("faster_rcnn", "cascade_rcnn", "retinanet")]
 TARGETS = [target((10, 10, 18, 22), (40, 30, 42, 32), labels=[1, 2]), target()]
@@ -144,3 +145,22 @@ def test_models_are_saved_and_loaded(name, tmp_path):
             assert len(one["scores"]) > 0
             assert torch.equal(one["boxes"], two["boxes"])
             assert torch.equal(one["scores"], two["scores"])
+
+
+def test_a_resumed_training_is_the_same(tmp_path):
+    def training():
+        torch.manual_seed(0)
+        model = small("cascade_rcnn_rfla_resnet_nano")
+        return Training(model, make_optimizer(model), Schedule(0.01, 4, warmup=0), seed=1)
+
+    def run(one, steps):
+        return [one.update([(images(), TARGETS)]) for _ in range(steps)]
+
+    whole, first, second = training(), training(), training()
+    losses = run(whole, 4)
+    run(first, 2)
+    first.save(tmp_path / "state", {}, {})
+    second.restore(tmp_path / "state", {}, {})
+    assert run(second, 2) == losses[2:]
+    one, two = whole.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)

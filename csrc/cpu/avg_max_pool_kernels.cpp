@@ -92,40 +92,44 @@ struct Running {
   }
 };
 
-template <typename T, typename A = acc_t<T>>
-void pool_chunk(const T* p, const Lines& lines, int64_t begin, int64_t end, Running<A>& running) {
+// A chunk of K planes at once. One plane has the same operations in the same order for any K.
+template <int K, typename T, typename A = acc_t<T>>
+void pool_chunk(const T* p, int64_t plane, const Lines& lines, int64_t begin, int64_t end,
+                Running<A>* running) {
   using V = Vector<A>;
   constexpr int L = kLanes<A>;
-  V s0{}, s1{}, s2{}, s3{}, m0 = V{} + kLowest<A>, m1 = m0, m2 = m0, m3 = m0;
-  A sum = 0, max = kLowest<A>;
+  V s[K], m[K];
+  A sum[K], max[K];
+  for (int k = 0; k < K; ++k) s[k] = V{}, m[k] = V{} + kLowest<A>, sum[k] = 0, max[k] = kLowest<A>;
   for (int64_t line = begin; line < end; ++line) {
     const T* row = p + line * lines.stride;
     const int64_t n = lines.length_of(line);
     int64_t i = 0;
-    for (; i + 4 * L <= n; i += 4 * L) {
-      const V a = Wide<A>::load(row + i), b = Wide<A>::load(row + i + L),
-              c = Wide<A>::load(row + i + 2 * L), d = Wide<A>::load(row + i + 3 * L);
-      s0 += a, s1 += b, s2 += c, s3 += d;
-      m0 = larger<A>(a, m0), m1 = larger<A>(b, m1), m2 = larger<A>(c, m2), m3 = larger<A>(d, m3);
-    }
-    for (; i + L <= n; i += L) {
-      const V a = Wide<A>::load(row + i);
-      s0 += a, m0 = larger<A>(a, m0);
+    for (; i + 2 * L <= n; i += 2 * L) {
+      for (int k = 0; k < K; ++k) {
+        const V a = Wide<A>::load(row + k * plane + i), b = Wide<A>::load(row + k * plane + i + L);
+        s[k] += a + b;
+        m[k] = larger<A>(larger<A>(a, b), m[k]);
+      }
     }
     for (; i < n; ++i) {
-      const A a = widen(row[i]);
-      sum += a;
-      max = a > max ? a : max;
+      for (int k = 0; k < K; ++k) {
+        const A a = widen(row[k * plane + i]);
+        sum[k] += a;
+        max[k] = a > max[k] ? a : max[k];
+      }
     }
   }
-  running.sum += __builtin_convertvector((s0 + s1) + (s2 + s3), typename Running<A>::Doubles);
-  const V m = larger<A>(larger<A>(m0, m1), larger<A>(m2, m3));
-  const Index<A> grown = m > running.max;
-  using I = std::remove_reference_t<decltype(running.from[0])>;
-  running.from = grown ? Index<A>{} + static_cast<I>(begin) : running.from;
-  running.max = grown ? m : running.max;
-  running.single_sum += static_cast<double>(sum);
-  if (max > running.single_max) running.single_max = max, running.single_from = begin;
+  for (int k = 0; k < K; ++k) {
+    Running<A>& r = running[k];
+    r.sum += __builtin_convertvector(s[k], typename Running<A>::Doubles);
+    const Index<A> grown = m[k] > r.max;
+    using I = std::remove_reference_t<decltype(r.from[0])>;
+    r.from = grown ? Index<A>{} + static_cast<I>(begin) : r.from;
+    r.max = grown ? m[k] : r.max;
+    r.single_sum += static_cast<double>(sum[k]);
+    if (max[k] > r.single_max) r.single_max = max[k], r.single_from = begin;
+  }
 }
 
 // Mean, maximum and index of one plane, of which `e` counts.
@@ -142,17 +146,10 @@ void write_nothing(const ForwardArgs<T>& a, int64_t plane) {
   a.index[plane] = -1;
 }
 
-template <typename T>
-void pool_plane(const Problem& p, const ForwardArgs<T>& a, int64_t plane, Extent e) {
-  using A = acc_t<T>;
-  if (e.cells() == 0) return write_nothing(a, plane);
+template <typename T, typename A = acc_t<T>>
+void end_plane(const Problem& p, const ForwardArgs<T>& a, int64_t plane, Extent e,
+               const Lines& lines, const Running<A>& running) {
   const T* features = a.features + plane * p.plane();
-  const Lines lines = lines_of(p, e);
-  Running<A> running;
-  for (int64_t line = 0; line < lines.count; line += lines.per_chunk) {
-    const int64_t end = line + lines.per_chunk;
-    pool_chunk(features, lines, line, end < lines.count ? end : lines.count, running);
-  }
   const double sum = running.total();
   A max;
   int64_t from;  // the first line of the chunk that has the maximum
@@ -167,6 +164,23 @@ void pool_plane(const Problem& p, const ForwardArgs<T>& a, int64_t plane, Extent
   int64_t index = sum == sum ? -1 : find_from(0, static_cast<A>(__builtin_nan("")));
   if (index < 0) index = find_from(from, max);  // no NaN, though inf - inf may be one
   write_result(a, plane, sum, e.cells(), features[index], index);
+}
+
+// K planes of an image, read side by side: a core fetches several streams faster than one.
+template <int K, typename T>
+void pool_side_by_side(const Problem& p, const ForwardArgs<T>& a, int64_t plane, Extent e) {
+  if (e.cells() == 0) {
+    for (int k = 0; k < K; ++k) write_nothing(a, plane + k);
+    return;
+  }
+  const Lines lines = lines_of(p, e);
+  Running<acc_t<T>> running[K];
+  for (int64_t line = 0; line < lines.count; line += lines.per_chunk) {
+    const int64_t end = line + lines.per_chunk;
+    pool_chunk<K>(a.features + plane * p.plane(), p.plane(), lines, line,
+                  end < lines.count ? end : lines.count, running);
+  }
+  for (int k = 0; k < K; ++k) end_plane(p, a, plane + k, e, lines, running[k]);
 }
 
 // ---- NHWC ---------------------------------------------------------------------------------------
@@ -283,8 +297,17 @@ void join_tile(const Problem& p, const Parts& parts, const ForwardArgs<T>& a,
 
 template <Isa isa, typename T>
 void pool_planes(const Problem& p, const ForwardArgs<T>& a, int64_t begin, int64_t end) {
-  for (int64_t plane = begin; plane < end; ++plane)
-    pool_plane(p, a, plane, p.extent(a.valid, plane / p.channels));
+  for (int64_t plane = begin; plane < end;) {
+    const Extent e = p.extent(a.valid, plane / p.channels);
+    const int64_t left = least(end - plane, p.channels - plane % p.channels);  // of this image
+    if (left >= 4) {
+      pool_side_by_side<4>(p, a, plane, e);
+      plane += 4;
+    } else {
+      pool_side_by_side<1>(p, a, plane, e);
+      ++plane;
+    }
+  }
 }
 
 template <Isa isa, typename T>

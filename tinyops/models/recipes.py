@@ -240,7 +240,9 @@ def cascade_rcnn(
     those of `faster_rcnn` with the same neck. That is our reading: SSPNet's configuration is not
     released, its author says to replace the neck and to draw weighted negatives
     (MingboHong/SSPNet, issue 20). With `weighted_proposals` every second stage draws by the
-    objectness that the first stage gave.
+    objectness that the first stage gave. Anchors that cross the border of their image are in no
+    loss, as configured there; of RFLA's, which are large, few are left on the coarse levels of
+    small images.
     """
     anchors = _anchors(backbone, neck, anchor_scales, anchor_ratios, rf_fraction)
     assigner = _assigner(rfd, rf_topk, rf_decay)

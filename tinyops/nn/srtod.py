@@ -138,8 +138,9 @@ class SelfReconstruction(nn.Module):
         threshold: what t is at first; None: it is calibrated.
         quantile: of the pixels of an image are below t, when calibrated.
         calibration: batches.
-        resize: how M sees its cells' pixels. "area", their mean; "max", any; "nearest", as
-            released, the upper left one, that is 1 of 16 at stride 4, which may miss an object.
+        resize: how M sees its cells' pixels. "area", their mean, in which padding is 0; "max",
+            any; "nearest", as released, the upper left one, that is 1 of 16 at stride 4, which may
+            miss an object.
         ste: the gradient of sign. "identity": 1, straight through; "none": 0, as released, and
             t has none.
         high_frequency: None, or cycles per pixel from which on frequencies count in D: those of
