@@ -298,7 +298,6 @@ def test_without_tyro_the_command_says_what_to_install_and_info_works():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 20
-    assert (
-        done.stderr.strip() == '`tinyops data` needs the package tyro: pip install "tinyops[cli]"'
-    )
+    message = '`tinyops data synth` needs the package tyro: pip install "tinyops[cli]"'
+    assert done.stderr.strip() == message
     assert "versions" in done.stdout
