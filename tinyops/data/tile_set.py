@@ -76,7 +76,7 @@ def _tile(
     clipped: NDArray[np.float64],
     keep: NDArray[np.bool_],
 ) -> AnnotatedImage:
-    left = select(image, keep)
+    left = image.select(keep)
     boxes = clipped[keep]
     boxes[:, 2:] -= boxes[:, :2]
     boxes = boxes.astype(np.float32).astype(np.float64)
@@ -96,17 +96,6 @@ def _tile(
         bbox=boxes,
         attributes=attributes,
         corner=window,
-    )
-
-
-def select(image: AnnotatedImage, keep: NDArray[np.bool_]) -> AnnotatedImage:
-    """The image with some of its objects; `keep` is [K] bool."""
-    return replace(
-        image,
-        bbox=image.bbox[keep],
-        labels=image.labels[keep],
-        ignore=image.ignore[keep],
-        attributes={name: values[keep] for name, values in image.attributes.items()},
     )
 
 
