@@ -33,8 +33,17 @@ class Crop:
     """
 
     pixels: Tensor
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
     label: int
+
+    @classmethod
+    def of(cls, image: Tensor, box: Tensor, label: int) -> "Crop":
+        """As much of an image [3, H, W] as copies need of the object in a box x1 y1 x2 y2."""
+        low, high = _around(box[None])[0].view(2, 2)
+        x1, y1 = (low.floor().long() - 1).clamp(min=0).tolist()
+        x2, y2 = (high.ceil().long() + 1).tolist()
+        moved = box.double() - box.new_tensor([x1, y1, x1, y1])
+        return cls(image[:, y1:y2, x1:x2].clone(), tuple(moved.tolist()), label)
 
 
 class CopyPaste:
@@ -101,15 +110,13 @@ class CopyPaste:
         boxes = target["boxes"].as_subclass(Tensor)
         size = (image.shape[-1], image.shape[-2])
         own = copyable(boxes, target["ignore"], size, self.largest).nonzero()[:, 0].tolist()
-        sources = [
-            Crop(image.as_subclass(Tensor), tuple(boxes[k].tolist()), int(target["labels"][k]))
-            for k in own
-            for _ in range(self.copies)
-        ]
+        pixels = image.as_subclass(Tensor)
+        crops = [Crop.of(pixels, boxes[k], int(target["labels"][k])) for k in own]
+        sources = [crop for crop in crops for _ in range(self.copies)]
         if self.from_bank:
             chosen = torch.randint(len(self.bank), (self.from_bank,)).tolist()
             sources += [self.bank[k] for k in chosen]
-        canvas = image.as_subclass(Tensor).clone()
+        canvas = pixels.clone()
         taken = boxes.double().numpy()
         pasted: list[tuple[float, ...]] = []
         labels = []
@@ -146,7 +153,7 @@ class CopyPaste:
         if free.min() < 0:
             return None
         low = (places * (free + 1)).astype(int) + self.margin  # [T, 2]
-        high = low + (patch.width, patch.height)
+        high = low + np.array((patch.width, patch.height))
         apart = (low[:, None] >= taken[:, 2:]) | (high[:, None] <= taken[:, :2])  # [T, K, 2]
         good = np.flatnonzero(apart.any(2).all(1))
         return None if len(good) == 0 else (int(low[good[0], 0]), int(low[good[0], 1]))
@@ -192,7 +199,7 @@ class _Patch:
 
     colors: Tensor
     opacity: Tensor
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
 
     @property
     def height(self) -> int:
@@ -219,11 +226,9 @@ def _turned(source: Crop, scale: float, angle: float, options: CopyPaste) -> _Pa
     centre = np.array([x1 + x2, y1 + y2]) / 2
     cosine, sine = math.cos(angle), math.sin(angle)
     turn = np.array([[cosine, -sine], [sine, cosine]])
-    ellipse = scale * np.sqrt((turn**2 @ halves**2))  # half sides of the turned ellipse's box
-    if options.shape == "ellipse":
-        reach = math.sqrt(2) * ellipse
-    else:
-        reach = scale * np.abs(turn) @ halves
+    round_ = options.shape == "ellipse"
+    ellipse = scale * np.sqrt(turn**2 @ halves**2)  # half sides of the turned ellipse's box
+    reach = math.sqrt(2) * ellipse if round_ else scale * np.abs(turn) @ halves
     before = np.ceil(reach - centre % 1).astype(int)  # whole pixels left of and above the centre's
     middle = before + centre % 1
     width, height = np.ceil(middle + reach).astype(int).tolist()
@@ -231,7 +236,7 @@ def _turned(source: Crop, scale: float, angle: float, options: CopyPaste) -> _Pa
     offsets = np.stack([x, y], -1) - middle  # [h, w, 2]
     back = offsets @ turn / scale  # in pixels of the source, by the inverse turn
     relative = back / halves
-    if options.shape == "ellipse":
+    if round_:
         radius = np.sqrt((relative**2).sum(-1) / 2)
         depth = (1 - radius) * math.sqrt(2) * halves.min() * scale
     else:
