@@ -77,14 +77,16 @@ def test_coordinates_are_rounded_to_float32():
     assert tile.bbox.tolist() == [[float(np.float32(x)) for x in (0.1, 0.2, 10.3, 5.7)]]
 
 
-def test_area_and_size_are_those_of_the_clipped_box():
-    values = {"area": np.array([100.0]), "size": np.array([10.0]), "segmentation": np.array([None])}
+def test_what_is_known_of_objects_comes_along():
+    values = {"area": np.array([100.0]), "segmentation": np.array([None]), "id": np.array([55])}
     data = one_image((100, 60), (43, 10, 10, 10), attributes={**values, "logo": np.array([True])})
     tile = cut_set(data, (50, 60), 0).images[0]
-    assert set(tile.attributes) == {"area", "size", "logo"}
+    assert tile.attributes["logo"] == [True]
+    assert tile.attributes["id"] == [0]
     assert tile.attributes["area"] == [70]
     assert tile.attributes["size"] == [math.sqrt(70)]
-    assert tile.attributes["logo"] == [True]
+    polygon = [[43, 10, 43, 20, 50, 20, 50, 10]]
+    assert tile.attributes["segmentation"].tolist() == [polygon]
 
 
 def test_empty_tiles_can_be_left_out():

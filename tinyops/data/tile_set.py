@@ -32,7 +32,7 @@ def cut_set(
     Tile k has the id k, row after row and image after image. An object is clipped to each tile and
     kept where sqrt(clipped area) / sqrt(area) reaches `min_visible`. Its x, y, width and height are
     rounded to float32, as the released tiles have them. What else is known of the objects comes
-    along, except `segmentation`; `area` and `size` are those of the clipped box.
+    along, but `id` counts anew from 0, and `area`, `size` and `segmentation` are the clipped box's.
 
     Args:
         data: of whole images.
@@ -51,6 +51,7 @@ def cut_set(
     if not 0 < min_visible <= 1:
         raise ValueError(f"min_visible must be in (0, 1], got {min_visible}")
     tiles: list[AnnotatedImage] = []
+    count = 0
     for image in data.images:
         if image.corner is not None:
             raise ValueError(f"data must be of whole images, got a tile of {image.file_name}")
@@ -61,7 +62,11 @@ def cut_set(
             clipped, visible = clip_to_window(corners, window)
             keep = (visible >= min_visible).numpy()
             if keep.any() or keep_empty:
-                tiles.append(_tile(len(tiles), image, window, clipped.numpy(), keep))
+                x1, y1, x2, y2 = window
+                size = {"width": x2 - x1, "height": y2 - y1}
+                shown = _clipped(image.select(keep), clipped.numpy()[keep], count)
+                tiles.append(replace(shown, id=len(tiles), corner=window, **size))
+                count += len(shown)
     old = [
         {"id": image.id, "file_name": image.file_name, "width": image.width, "height": image.height}
         for image in data.images
@@ -69,34 +74,20 @@ def cut_set(
     return replace(data, images=tuple(tiles), extra={**data.extra, "old_images": old})
 
 
-def _tile(
-    number: int,
-    image: AnnotatedImage,
-    window: tuple[int, int, int, int],
-    clipped: NDArray[np.float64],
-    keep: NDArray[np.bool_],
-) -> AnnotatedImage:
-    left = image.select(keep)
-    boxes = clipped[keep]
-    boxes[:, 2:] -= boxes[:, :2]
+def _clipped(image: AnnotatedImage, corners: NDArray[np.float64], first: int) -> AnnotatedImage:
+    """The image with its objects in boxes x1 y1 x2 y2, and their numbers from `first` on."""
+    boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
     boxes = boxes.astype(np.float32).astype(np.float64)
+    x1, y1, width, height = boxes.T
+    x2, y2, area = x1 + width, y1 + height, width * height
     attributes = {
-        name: values for name, values in left.attributes.items() if name != "segmentation"
+        **image.attributes,
+        "id": np.arange(first, first + len(boxes)),
+        "area": area,
+        "size": np.sqrt(area),
+        "segmentation": np.stack([x1, y1, x1, y2, x2, y2, x2, y1], 1)[:, None],
     }
-    area = boxes[:, 2] * boxes[:, 3]
-    for name, values in (("area", area), ("size", np.sqrt(area))):
-        if name in attributes:
-            attributes[name] = values
-    x1, y1, x2, y2 = window
-    return replace(
-        left,
-        id=number,
-        width=x2 - x1,
-        height=y2 - y1,
-        bbox=boxes,
-        attributes=attributes,
-        corner=window,
-    )
+    return replace(image, bbox=boxes, attributes=attributes)
 
 
 class _Place(NamedTuple):
