@@ -176,12 +176,14 @@ def _places(tiles: AnnotatedSet) -> tuple[dict[int, _Place], list[int]]:
         raise ValueError("old_images must have a file_name each, got one of them twice")
     places = {}
     for tile in tiles.images:
-        if tile.corner is None or tile.file_name not in ids:
+        name = tile.extra.get("tile_of", tile.file_name)  # of tiles that are files of their own
+        corner = tile.extra.get("tile_corner", tile.corner)
+        if corner is None or name not in ids:
             raise ValueError(
                 f"tile {tile.id} must have a corner and the file_name of one of old_images, "
-                f"got {tile.corner} and {tile.file_name!r}"
+                f"got {corner} and {name!r}"
             )
-        places[tile.id] = _Place(ids[tile.file_name], *tile.corner[:2])
+        places[tile.id] = _Place(ids[name], corner[0], corner[1])
     return places, list(ids.values())
 
 
