@@ -110,7 +110,7 @@ def evaluate(
         detections: likewise, with a `score` in 0..100 for each object; the path may be left out.
         compatible: with the quirks of the original, see above.
         threads: one is used.
-        min_score: of what is not measured at each of 0, 40, 50 and 70.
+        min_score: of the headline; 0, 40, 50 and 70 are measured in any case.
 
     Returns:
         "iou0.50_minscore40_small_type45" and so on for each IoU, least score, size and choice of
@@ -125,7 +125,7 @@ def evaluate(
     """
     scene = _Scene(ground_truth, detections, compatible)
     result: dict[str, Any] = {}
-    for iou, score in itertools.product(IOU_THRESHOLDS, MIN_SCORES):
+    for iou, score in itertools.product(IOU_THRESHOLDS, sorted({*MIN_SCORES, min_score})):
         targets = scene.targets(iou, score)
         for size, types in itertools.product(SIZES, TYPES):
             outcome = scene.outcome(targets, score, size, scene.chosen(TYPES[types]))
@@ -140,6 +140,18 @@ def evaluate(
         by_class[scene.classes[label]] = _rates(_measures(outcome, compatible))
     result[f"per_class_iou{iou:.2f}_minscore{min_score:g}"] = by_class
     return result
+
+
+def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each size, in percent, of the 45 classes, at IoU 0.5 and the headline's score."""
+    (by_class,) = (key for key in result if key.startswith("per_class_"))
+    start = by_class.removeprefix("per_class_")
+    rows = []
+    for size in SIZES:
+        measures = result[f"{start}_{size}_type45"]
+        rates = {key: 100 * measures[key] for key in ("accuracy", "recall", "F1")}
+        rows.append({"size": size, **{k: v if v >= 0 else None for k, v in rates.items()}})
+    return rows
 
 
 def details(

@@ -22,50 +22,19 @@ greatest (equal ones become 1); they are sorted; AP of a set without faces is -1
 """
 
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.content import convert, load_json
 from tinyops.evaluation.curves import RECALL, interpolate
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, Details
+from tinyops.evaluation.widerface_files import SETS, Key, Rows, read_detections, read_truth
 
-SETS = ("easy", "medium", "hard")
 IOU = 0.5
 _THRESHOLDS = 1 - np.arange(1, 1001) / 1000
-
-
-class _Faces(msgspec.Struct):
-    name: str
-    gt: list[tuple[float, float, float, float]]
-    easy: list[int]
-    medium: list[int]
-    hard: list[int]
-
-
-class _FaceEvent(msgspec.Struct):
-    event: str
-    images: list[_Faces]
-
-
-class _Found(msgspec.Struct):
-    name: str
-    dt: list[tuple[float, float, float, float, float]]
-
-
-class _FoundEvent(msgspec.Struct):
-    event: str
-    images: list[_Found]
-
-
-_Key = tuple[str, str]  # event and image
-_Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -77,10 +46,10 @@ class _Image:
         face: [D] index of the face that a detection belongs to, or -1.
     """
 
-    key: _Key
-    faces: _Rows
+    key: Key
+    faces: Rows
     sets: Mapping[str, NDArray[np.bool_]]
-    found: _Rows
+    found: Rows
     face: NDArray[np.int64]
 
     @property
@@ -125,6 +94,12 @@ def evaluate(
     return {name: _measure(curve, compatible) for name, curve in curves.items()}
 
 
+def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row, AP of the sets in percent; None where there is no face."""
+    ap = {name: result[name]["AP"] for name in SETS}
+    return [{k: None if v is None or v < 0 else 100 * v for k, v in ap.items()}]
+
+
 def details(
     ground_truth: Any, detections: Any, *, compatible: bool = True, threads: int | None = None
 ) -> Details:
@@ -143,7 +118,9 @@ def details(
         precision.append(interpolate(*curve.rates) if curve.faces else np.full(len(RECALL), -1.0))
         ap.append(_area(*curve.rates) if curve.faces else -1.0)
     none, start = np.empty(0, np.int64), 0
-    columns = [(none, none, np.empty((0, 5)), np.empty((0, 4)), none, none, none)]
+    columns: list[tuple[Any, ...]] = [
+        (none, none, np.empty((0, 5)), np.empty((0, 4)), none, none, none)
+    ]
     for number, image in enumerate(images):
         wanted = image.sets["hard"]
         counted, first = image.counts("hard")
@@ -235,8 +212,8 @@ def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
 
 
 def _images(ground_truth: Any, detections: Any, compatible: bool) -> list[_Image]:
-    truth, truth_name = _truth(ground_truth)
-    found = _detections(detections, truth, truth_name)
+    truth, truth_name = read_truth(ground_truth)
+    found = read_detections(detections, truth, truth_name)
     scores = np.concatenate([np.empty(0), *(rows[:, 4] for rows in found.values())])
     low, high = scores.min(initial=np.inf), scores.max(initial=-np.inf)
     if compatible:
@@ -254,7 +231,7 @@ def _images(ground_truth: Any, detections: Any, compatible: bool) -> list[_Image
     return images
 
 
-def _belonging(found: _Rows, faces: _Rows) -> NDArray[np.int64]:
+def _belonging(found: Rows, faces: Rows) -> NDArray[np.int64]:
     """[D] index of the first face of greatest IoU, or -1 if that is below the threshold."""
     if not len(faces):
         return np.full(len(found), -1)
@@ -268,132 +245,6 @@ def _belonging(found: _Rows, faces: _Rows) -> NDArray[np.int64]:
     return np.where(iou[np.arange(len(found)), best] >= IOU, best, -1)
 
 
-def _corners(rows: _Rows) -> _Rows:
+def _corners(rows: Rows) -> Rows:
     """x1 y1 x2 y2 of x y width height."""
     return np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
-
-
-_Truth = dict[_Key, tuple[_Rows, dict[str, NDArray[np.bool_]]]]
-
-
-def _truth(source: Any) -> tuple[_Truth, str]:
-    if _is_folder(source):
-        entries, where = _read_mat(Path(source)), str(source)
-    else:
-        content, where = load_json(source, "ground_truth")
-        events = convert(content, list[_FaceEvent], where)
-        entries = (
-            (f"{where}[{i}].images[{k}]", event.event, image)
-            for i, event in enumerate(events)
-            for k, image in enumerate(event.images)
-        )
-    truth: _Truth = {}
-    for place, event, image in entries:
-        if (event, image.name) in truth:
-            raise ValueError(f"{place}: image {event}/{image.name} is there twice")
-        faces = _rows(image.gt, 4, f"{place}.gt")
-        sets = {name: np.zeros(len(faces), bool) for name in SETS}
-        for name, mask in sets.items():
-            for number in getattr(image, name):
-                if not 0 <= number < len(faces) or mask[number]:
-                    raise ValueError(
-                        f"{place}.{name}: expected different indices of {len(faces)} faces, "
-                        f"got {number}"
-                    )
-                mask[number] = True
-        truth[event, image.name] = faces, sets
-    return truth, where
-
-
-def _detections(source: Any, truth: _Truth, truth_name: str) -> dict[_Key, _Rows]:
-    if _is_folder(source):
-        return {
-            key: _read_text(Path(source).joinpath(*key).with_name(f"{key[1]}.txt")) for key in truth
-        }
-    content, where = load_json(source, "detections")
-    found: dict[_Key, _Rows] = {}
-    for i, event in enumerate(convert(content, list[_FoundEvent], where)):
-        for k, image in enumerate(event.images):
-            key, place = (event.event, image.name), f"{where}[{i}].images[{k}]"
-            if key not in truth:
-                raise ValueError(f"{place}: image {'/'.join(key)} is not in {truth_name}")
-            if key in found:
-                raise ValueError(f"{place}: image {'/'.join(key)} is there twice")
-            found[key] = _rows(image.dt, 5, f"{place}.dt")
-    return found
-
-
-def _is_folder(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike) and Path(source).is_dir()
-
-
-def _rows(rows: Any, columns: int, where: str) -> _Rows:
-    numbers = np.array(rows, np.float64).reshape(-1, columns)
-    bad = ~np.isfinite(numbers).all(1) | (numbers[:, 2:4] < 0).any(1)
-    if bad.any():
-        k = int(bad.argmax())
-        raise ValueError(
-            f"{where}[{k}] must be finite, width and height not negative, got {numbers[k].tolist()}"
-        )
-    return numbers
-
-
-def _read_text(path: Path) -> _Rows:
-    """Rows x y width height score of one image."""
-    lines = path.read_text("utf-8", "surrogateescape").splitlines()
-    count = lines[1].strip() if len(lines) > 1 else ""
-    found = [(k, line.split()) for k, line in enumerate(lines[2:], 3) if line.strip()]
-    if not count.isdecimal() or int(count) != len(found):
-        raise ValueError(
-            f"{path}: line 2 must be the number of the lines after it, {len(found)}, got {count!r}"
-        )
-    rows = []
-    for k, row in found:
-        try:
-            x, y, width, height, score = map(float, row)
-        except ValueError:
-            raise ValueError(f"{path}: line {k} must be x y w h score, got {row!r:.80}") from None
-        rows.append((x, y, width, height, score))
-    return _rows(rows, 5, f"{path}: rows")
-
-
-def _read_mat(folder: Path) -> Iterator[tuple[str, str, _Faces]]:
-    """Place for messages, event and faces of each image of the benchmark's files."""
-    val = folder / "wider_face_val.mat"
-    lists = [_cells(val, name) for name in ("event_list", "file_list", "face_bbx_list")]
-    lists += [_cells(folder / f"wider_{name}_val.mat", "gt_list") for name in SETS]
-    if len({len(x) for x in lists}) > 1:
-        raise ValueError(f"{folder}: its files have {[len(x) for x in lists]} events")
-    for event, *parts in zip(*lists, strict=True):
-        title = str(np.ravel(event)[0])
-        images = [np.ravel(part) for part in parts]
-        if len({len(x) for x in images}) > 1:
-            raise ValueError(f"{folder}: {title} has {[len(x) for x in images]} images")
-        for file, boxes, *indices in zip(*images, strict=True):
-            try:
-                name = str(np.ravel(file)[0])
-                numbers = (np.ravel(x).astype(int) - 1 for x in indices)  # Matlab counts from 1
-                faces = np.reshape(boxes, (-1, 4)).astype(float).tolist()
-            except (ValueError, TypeError, IndexError) as error:
-                raise ValueError(
-                    f"{folder}: an image of {title} is not readable: {error}"
-                ) from None
-            sets = dict(zip(SETS, (x.tolist() for x in numbers), strict=True))
-            yield f"{folder}: {title}/{name}", title, _Faces(name, faces, **sets)
-
-
-def _cells(path: Path, name: str) -> NDArray[np.object_]:
-    """A list of Matlab's cells."""
-    try:
-        from scipy.io import loadmat
-    except ModuleNotFoundError:
-        raise ImportError(f'reading {path} needs scipy: pip install "tinyops[wider]"') from None
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
-    try:
-        content = loadmat(path)
-    except Exception as error:  # of a broken file it raises what it happens to stumble over
-        raise ValueError(f"{path} is no .mat file that scipy reads: {error}") from None
-    if name not in content or content[name].dtype != object:
-        raise ValueError(f"{path}: expected a list of cells {name}, found none")
-    return np.ravel(content[name])
