@@ -1,0 +1,164 @@
+"""WIDER FACE's files: ground truth in .mat, detections in a text per image, or both in json."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyops.evaluation.content import convert, load_json
+
+SETS = ("easy", "medium", "hard")
+
+Key = tuple[str, str]  # event and image
+Rows = NDArray[np.float64]
+Truth = dict[Key, tuple[Rows, dict[str, NDArray[np.bool_]]]]  # [G, 4] faces; set -> [G]
+
+
+class _Faces(msgspec.Struct):
+    name: str
+    gt: list[tuple[float, float, float, float]]
+    easy: list[int]
+    medium: list[int]
+    hard: list[int]
+
+
+class _FaceEvent(msgspec.Struct):
+    event: str
+    images: list[_Faces]
+
+
+class _Found(msgspec.Struct):
+    name: str
+    dt: list[tuple[float, float, float, float, float]]
+
+
+class _FoundEvent(msgspec.Struct):
+    event: str
+    images: list[_Found]
+
+
+def read_truth(source: Any) -> tuple[Truth, str]:
+    if _is_folder(source):
+        entries, where = _read_mat(Path(source)), str(source)
+    else:
+        content, where = load_json(source, "ground_truth")
+        events = convert(content, list[_FaceEvent], where)
+        entries = (
+            (f"{where}[{i}].images[{k}]", event.event, image)
+            for i, event in enumerate(events)
+            for k, image in enumerate(event.images)
+        )
+    truth: Truth = {}
+    for place, event, image in entries:
+        if (event, image.name) in truth:
+            raise ValueError(f"{place}: image {event}/{image.name} is there twice")
+        faces = _rows(image.gt, 4, f"{place}.gt")
+        sets = {name: np.zeros(len(faces), bool) for name in SETS}
+        for name, mask in sets.items():
+            for number in getattr(image, name):
+                if not 0 <= number < len(faces) or mask[number]:
+                    raise ValueError(
+                        f"{place}.{name}: expected different indices of {len(faces)} faces, "
+                        f"got {number}"
+                    )
+                mask[number] = True
+        truth[event, image.name] = faces, sets
+    return truth, where
+
+
+def read_detections(source: Any, truth: Truth, truth_name: str) -> dict[Key, Rows]:
+    if _is_folder(source):
+        return {
+            key: _read_text(Path(source).joinpath(*key).with_name(f"{key[1]}.txt")) for key in truth
+        }
+    content, where = load_json(source, "detections")
+    found: dict[Key, Rows] = {}
+    for i, event in enumerate(convert(content, list[_FoundEvent], where)):
+        for k, image in enumerate(event.images):
+            key, place = (event.event, image.name), f"{where}[{i}].images[{k}]"
+            if key not in truth:
+                raise ValueError(f"{place}: image {'/'.join(key)} is not in {truth_name}")
+            if key in found:
+                raise ValueError(f"{place}: image {'/'.join(key)} is there twice")
+            found[key] = _rows(image.dt, 5, f"{place}.dt")
+    return found
+
+
+def _is_folder(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and Path(source).is_dir()
+
+
+def _rows(rows: Any, columns: int, where: str) -> Rows:
+    numbers = np.array(rows, np.float64).reshape(-1, columns)
+    bad = ~np.isfinite(numbers).all(1) | (numbers[:, 2:4] < 0).any(1)
+    if bad.any():
+        k = int(bad.argmax())
+        raise ValueError(
+            f"{where}[{k}] must be finite, width and height not negative, got {numbers[k].tolist()}"
+        )
+    return numbers
+
+
+def _read_text(path: Path) -> Rows:
+    """Rows x y width height score of one image."""
+    lines = path.read_text("utf-8", "surrogateescape").splitlines()
+    count = lines[1].strip() if len(lines) > 1 else ""
+    found = [(k, line.split()) for k, line in enumerate(lines[2:], 3) if line.strip()]
+    if not count.isdecimal() or int(count) != len(found):
+        raise ValueError(
+            f"{path}: line 2 must be the number of the lines after it, {len(found)}, got {count!r}"
+        )
+    rows = []
+    for k, row in found:
+        try:
+            x, y, width, height, score = map(float, row)
+        except ValueError:
+            raise ValueError(f"{path}: line {k} must be x y w h score, got {row!r:.80}") from None
+        rows.append((x, y, width, height, score))
+    return _rows(rows, 5, f"{path}: rows")
+
+
+def _read_mat(folder: Path) -> Iterator[tuple[str, str, _Faces]]:
+    """Place for messages, event and faces of each image of the benchmark's files."""
+    val = folder / "wider_face_val.mat"
+    lists = [_cells(val, name) for name in ("event_list", "file_list", "face_bbx_list")]
+    lists += [_cells(folder / f"wider_{name}_val.mat", "gt_list") for name in SETS]
+    if len({len(x) for x in lists}) > 1:
+        raise ValueError(f"{folder}: its files have {[len(x) for x in lists]} events")
+    for event, *parts in zip(*lists, strict=True):
+        title = str(np.ravel(event)[0])
+        images = [np.ravel(part) for part in parts]
+        if len({len(x) for x in images}) > 1:
+            raise ValueError(f"{folder}: {title} has {[len(x) for x in images]} images")
+        for file, boxes, *indices in zip(*images, strict=True):
+            try:
+                name = str(np.ravel(file)[0])
+                numbers = (np.ravel(x).astype(int) - 1 for x in indices)  # Matlab counts from 1
+                faces = np.reshape(boxes, (-1, 4)).astype(float).tolist()
+            except (ValueError, TypeError, IndexError) as error:
+                raise ValueError(
+                    f"{folder}: an image of {title} is not readable: {error}"
+                ) from None
+            sets = dict(zip(SETS, (x.tolist() for x in numbers), strict=True))
+            yield f"{folder}: {title}/{name}", title, _Faces(name, faces, **sets)
+
+
+def _cells(path: Path, name: str) -> NDArray[np.object_]:
+    """A list of Matlab's cells."""
+    try:
+        from scipy.io import loadmat
+    except ModuleNotFoundError:
+        raise ImportError(f'reading {path} needs scipy: pip install "tinyops[wider]"') from None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    try:
+        content = loadmat(path)
+    except Exception as error:  # of a broken file it raises what it happens to stumble over
+        raise ValueError(f"{path} is no .mat file that scipy reads: {error}") from None
+    if name not in content or content[name].dtype != object:
+        raise ValueError(f"{path}: expected a list of cells {name}, found none")
+    return np.ravel(content[name])
