@@ -62,7 +62,7 @@ def describe(data: AnnotatedSet) -> dict[str, Any]:
         sizes, aspect_ratios (width / height), objects_per_image: histograms.
         image_sizes: width, height and number of the ten most frequent ones.
     """
-    sides = np.concatenate([np.zeros((0, 2)), *(x.bbox[~x.ignore, 2:] for x in data.images)])
+    sides = _sides(data)
     labels = np.concatenate([[], *(image.labels[~image.ignore] for image in data.images)])
     regions = np.concatenate([[], *(image.labels[image.ignore] for image in data.images)])
     sizes = np.sqrt(sides.prod(1).clip(0))
@@ -86,12 +86,32 @@ def describe(data: AnnotatedSet) -> dict[str, Any]:
             for label, name in enumerate(data.classes, 1)
         },
         "size": _spread(sizes),
-        "bands": {name: _counts(bands, sides, sizes) for name, bands in BANDS.items()},
+        "bands": {name: _counts(bands, sides) for name, bands in BANDS.items()},
         "sizes": _octaves(sizes[proper]),
         "aspect_ratios": _octaves(ratios),
         "objects_per_image": _per_image(per_image),
         "image_sizes": _image_sizes(data),
     }
+
+
+def band_numbers(data: AnnotatedSet, bands: Bands) -> NDArray[np.int64]:
+    """[K] the band of every object that is not to be ignored."""
+    return _numbers(bands, _sides(data))
+
+
+def _sides(data: AnnotatedSet) -> Array:
+    """[K, 2] width and height of the objects that count."""
+    return np.concatenate([np.zeros((0, 2)), *(x.bbox[~x.ignore, 2:] for x in data.images)])
+
+
+def _numbers(bands: Bands, sides: Array) -> NDArray[np.int64]:
+    sizes = sides.max(1, initial=0) if bands.long_side else np.sqrt(sides.prod(1).clip(0))
+    return np.searchsorted(bands.limits, sizes, "right") - 1
+
+
+def _counts(bands: Bands, sides: Array) -> dict[str, int]:
+    counts = np.bincount(_numbers(bands, sides), minlength=len(bands.names))
+    return dict(zip(bands.names, counts.tolist(), strict=True))
 
 
 def _spread(sizes: Array) -> dict[str, float | None]:
@@ -101,12 +121,6 @@ def _spread(sizes: Array) -> dict[str, float | None]:
     quantiles = np.quantile(sizes, [0, 0.05, 0.5, 0.95, 1])
     values = [sizes.mean(), sizes.std(), *quantiles]
     return {name: float(value) for name, value in zip(names, values, strict=True)}
-
-
-def _counts(bands: Bands, sides: Array, sizes: Array) -> dict[str, int]:
-    values = sides.max(1, initial=0) if bands.long_side else sizes
-    counts = np.histogram(values, [*bands.limits, np.inf])[0]
-    return {name: int(count) for name, count in zip(bands.names, counts, strict=True)}
 
 
 def _octaves(values: Array) -> dict[str, list[float]]:

@@ -324,7 +324,9 @@ def _structs(kind: Any, part: _Part) -> Any:
     try:
         return msgspec.convert(part.entries, list[kind])
     except (msgspec.ValidationError, OverflowError):
-        return [_struct(kind, f"{part.name}[{part.start + k}]", x) for k, x in enumerate(part.entries)]
+        return [
+            _struct(kind, f"{part.name}[{part.start + k}]", x) for k, x in enumerate(part.entries)
+        ]
 
 
 def _struct(kind: Any, where: str, entry: Any) -> Any:
@@ -377,7 +379,11 @@ def _box(value: Any) -> tuple[float, ...]:
     return tuple(_number(x) for x in value)
 
 
-_ID, _FLAG, _NUMBER = ("an integer", _integer), ("true or false", _flag), ("a finite number", _number)
+_ID, _FLAG, _NUMBER = (
+    ("an integer", _integer),
+    ("true or false", _flag),
+    ("a finite number", _number),
+)
 _FIELDS: Mapping[str, tuple[str, Any]] = {
     "id": _ID,
     "image_id": _ID,
