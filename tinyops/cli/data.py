@@ -6,6 +6,7 @@ from tinyops.cli import Commands, run_command
 
 # Name -> (module with main(arguments) -> int, help), as in tinyops.cli.
 COMMANDS: Commands = {
+    "convert": ("tinyops.cli.data_convert", "Convert a data set to another format."),
     "synth": ("tinyops.cli.data_synth", "Draw TinySea, a synthetic set of tiny people."),
 }
 

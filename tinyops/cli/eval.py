@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyops._files import replacing
-from tinyops.data.coco import CocoSet, read_coco
+from tinyops.data import read
+from tinyops.data.formats.coco import to_coco
+from tinyops.data.types import AnnotatedSet
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, count_objects, sized_ap
 from tinyops.inference.formats import match_images, read_detections
 
@@ -67,9 +69,9 @@ def measure(settings: Eval) -> dict[str, Any]:
         ValueError: a file is not what it should be, or they do not fit together.
     """
     # Boxes without area are smaller than any band, so that they never count as objects.
-    data = read_coco(settings.annotations, None, drop_empty_boxes=True)
-    detections, unknown_images = _matched(settings, data)
-    truth = data.ground_truth
+    data = read(settings.annotations, "coco", drop_empty_boxes=True)
+    truth = to_coco(data)
+    detections, unknown_images = _matched(settings, data, truth)
     objects = count_objects(truth, TINYPERSON_BANDS)
     values = sized_ap(
         truth,
@@ -140,12 +142,14 @@ def show(metrics: dict[str, Any], console: Console) -> None:
     console.print(counts, highlight=False, soft_wrap=True)
 
 
-def _matched(settings: Eval, data: CocoSet) -> tuple[list[dict[str, Any]], int]:
+def _matched(
+    settings: Eval, data: AnnotatedSet, truth: dict[str, Any]
+) -> tuple[list[dict[str, Any]], int]:
     """The detections with the ids of the data set, and how many images it does not have."""
     file = read_detections(settings.detections)
     images: dict[int, int]
     if file.images:
-        ids = match_images(file.images.values(), data.ground_truth["images"])
+        ids = match_images(file.images.values(), truth["images"])
         images = {key: ids[name] for key, name in file.images.items() if name in ids}
         unknown = [name for name in file.images.values() if name not in ids]
     else:
