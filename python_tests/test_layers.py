@@ -16,7 +16,10 @@ LAYERS = {
     "ops": ({"_triton"}, {"torch"}),
     "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
     "models": ({"_files", "ops", "nn"}, {"torch", "torchvision", "safetensors"}),
-    "data": ({"_files", "ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
+    "data": (
+        {"_files", "ops"},
+        {"torch", "torchvision", "numpy", "PIL", "msgspec", "scipy", "yaml"},
+    ),
     "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
     "config": ({"_files"}, {"yaml"}),
     "plot": ({"_files"}, {"torch", "numpy", "PIL", "jinja2"}),

@@ -155,9 +155,11 @@ def _write_page(
     }
     side = "Longer side" if BANDS[settings.bands].long_side else "sqrt(area)"
     ratios, per_image = facts["aspect_ratios"], facts["objects_per_image"]
-    charts = [
+    charts: list[Counts | Histogram | Curves] = [
         Counts(
-            "Objects by size", f"{side}, in the bands of {settings.bands}", _band(facts, settings)
+            "Objects by size",
+            f"{side}, in the bands of {settings.bands}",
+            facts["bands"][settings.bands],
         ),
         Histogram(
             "Sizes", "sqrt(area) in pixels", facts["sizes"]["edges"], facts["sizes"]["counts"]
@@ -176,8 +178,3 @@ def _write_page(
         charts=charts,
         tables=tables,
     )
-
-
-def _band(facts: Mapping[str, Any], settings: Stats) -> dict[str, int]:
-    counts: dict[str, int] = facts["bands"][settings.bands]
-    return counts

@@ -50,8 +50,8 @@ class Tile(Source):
     merge: Path | None = None
     """COCO results of the tiles in --data, to be taken back to the images."""
     rule: Rule = "ge"
-    """Boxes that overlap a better one by the threshold or more go (ge: TinyBenchmark on a CPU), only
-    by more than it (gt: SSPNet, TinyBenchmark on a GPU), or none at all."""
+    """What goes in --merge: boxes that overlap a better one by the threshold or more (ge:
+    TinyBenchmark on a CPU), by more than it (gt: SSPNet, TinyBenchmark on a GPU), or none."""
     threshold: float = 0.5
     """Of the overlap in --merge."""
 

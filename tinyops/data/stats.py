@@ -62,7 +62,7 @@ def describe(data: AnnotatedSet) -> dict[str, Any]:
         sizes, aspect_ratios (width / height), objects_per_image: histograms.
         image_sizes: width, height and number of the ten most frequent ones.
     """
-    sides = _sides(data)
+    sides = object_sides(data)
     labels = np.concatenate([[], *(image.labels[~image.ignore] for image in data.images)])
     regions = np.concatenate([[], *(image.labels[image.ignore] for image in data.images)])
     sizes = np.sqrt(sides.prod(1).clip(0))
@@ -96,10 +96,10 @@ def describe(data: AnnotatedSet) -> dict[str, Any]:
 
 def band_numbers(data: AnnotatedSet, bands: Bands) -> NDArray[np.int64]:
     """[K] the band of every object that is not to be ignored."""
-    return _numbers(bands, _sides(data))
+    return _numbers(bands, object_sides(data))
 
 
-def _sides(data: AnnotatedSet) -> Array:
+def object_sides(data: AnnotatedSet) -> Array:
     """[K, 2] width and height of the objects that count."""
     return np.concatenate([np.zeros((0, 2)), *(x.bbox[~x.ignore, 2:] for x in data.images)])
 

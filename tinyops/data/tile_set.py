@@ -63,9 +63,10 @@ def cut_set(
             keep = (visible >= min_visible).numpy()
             if keep.any() or keep_empty:
                 x1, y1, x2, y2 = window
-                size = {"width": x2 - x1, "height": y2 - y1}
                 shown = _clipped(image.select(keep), clipped.numpy()[keep], count)
-                tiles.append(replace(shown, id=len(tiles), corner=window, **size))
+                tiles.append(
+                    replace(shown, id=len(tiles), width=x2 - x1, height=y2 - y1, corner=window)
+                )
                 count += len(shown)
     old = [
         {"id": image.id, "file_name": image.file_name, "width": image.width, "height": image.height}

@@ -106,12 +106,13 @@ def _chart(chart: Counts | Histogram | Curves) -> dict[str, Any]:
             for name, count in chart.counts.items()
         ]
         return {**values, "rows": rows}
-    most, step = max(chart.counts, default=0) or 1, 460 / max(1, len(chart.counts))
+    highest = max(chart.counts, default=0) or 1
+    step = 460 / max(1, len(chart.counts))
     columns = [
         {
             "x": 10 + k * step,
             "width": max(step - 1, 0.5),
-            "height": 250 * count / most,
+            "height": 250 * count / highest,
             "text": f"{_short(chart.edges[k])} to {_short(chart.edges[k + 1])}: {count:,}",
         }
         for k, count in enumerate(chart.counts)
@@ -122,7 +123,7 @@ def _chart(chart: Counts | Histogram | Curves) -> dict[str, Any]:
         for k, edge in enumerate(chart.edges)
         if k % every == 0
     ]
-    return {**values, "columns": columns, "ticks": ticks, "most": f"{most:,}"}
+    return {**values, "columns": columns, "ticks": ticks, "most": f"{highest:,}"}
 
 
 def _short(value: float) -> str:
