@@ -3,14 +3,17 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from annotated import annotated_image, annotated_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.ops import box_iou
 
-from tinyops.data.copy_paste import CopyPaste, Crop, copyable
+from tinyops.data.copy_paste import CopyPaste, Crop, copyable, crop_bank
 
 EXACT = {"scale": (1, 1), "turn": 0}
 
@@ -225,3 +228,30 @@ def test_the_generator_decides_and_the_input_stays():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         CopyPaste(**options)
+
+
+def test_a_bank_is_drawn_from_the_copyable_objects(tmp_path):
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(3):
+        boxes = [(10 + 30 * k + number / 4, 12, 6, 9 + number) for k in range(3)]
+        pixels = rng.integers(0, 256, (40, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        images.append(annotated_image(number, (120, 40), boxes, [1, 2, 2], [0, 0, 1]))
+    data = annotated_set(*images, classes=("a", "b"), folder=tmp_path)
+    assert len(crop_bank(data)) == 6
+    crops = crop_bank(data, 4, seed=1)
+    assert [c.label for c in crops] != [c.label for c in crop_bank(data, 4, seed=2)]
+    for crop, again in zip(crops, crop_bank(data, 4, seed=1), strict=True):
+        assert torch.equal(crop.pixels, again.pixels)
+        x1, y1, x2, y2 = crop.box
+        assert crop.label in (1, 2)
+        number = round(y2 - y1) - 9
+        whole = torch.tensor(np.asarray(Image.open(tmp_path / f"{number}.png"))).permute(2, 0, 1)
+        left = round(10 + 30 * (crop.label - 1) + number / 4 - x1)
+        top = round(12 - y1)
+        height, width = crop.pixels.shape[1:]
+        assert torch.equal(crop.pixels, whole[:, top : top + height, left : left + width])
+        assert x2 - x1 == 6
+    with pytest.raises(ValueError, match="objects of up to 3 px to be copied, got none"):
+        crop_bank(data, largest=3)

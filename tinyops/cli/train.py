@@ -19,13 +19,13 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
+from tinyops.cli.augmentation import make_transform
 from tinyops.cli.device import choose_device
 from tinyops.cli.train_settings import FREE, METRICS, THRESHOLDS, InputError, Train, parse
 from tinyops.config import dump_yaml, to_plain
 from tinyops.data import read
-from tinyops.data.dataset import CocoTiles, Transform, check_headers
+from tinyops.data.dataset import CocoTiles, check_headers
 from tinyops.data.formats.coco import to_coco
-from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
 from tinyops.data.types import AnnotatedSet
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
 from tinyops.models import Detector, create, load
@@ -220,7 +220,7 @@ def _data(settings: Train) -> tuple[AnnotatedSet, CocoTiles, CocoTiles | None]:
         tile=settings.tile,
         overlap=settings.overlap,
         keep_empty=settings.keep_empty,
-        transform=_transform(settings),
+        transform=make_transform(settings, data),
         seed=settings.seed,
     )
     if len(tiles) == 0:
@@ -263,16 +263,6 @@ def _model(settings: Train, classes: int) -> Detector:
         raise ValueError(
             f"override does not fit {settings.model}, got {override}: {error}"
         ) from error
-
-
-def _transform(settings: Train) -> Transform | None:
-    if settings.augment == "none":
-        return None
-    if settings.augment == "simple":
-        return simple_augmentation()
-    # Released for tiles of 640x512: to (640, 512)..(960, 768).
-    long, short = max(settings.tile), min(settings.tile)
-    return sspnet_augmentation((long, round(1.5 * long)), (short, round(1.5 * short)))
 
 
 def _rate(settings: Train) -> float:

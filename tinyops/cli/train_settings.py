@@ -87,6 +87,15 @@ class Train:
     """Train on tiles without objects, too."""
     augment: Literal["none", "simple", "sspnet"] = "simple"
     """simple: flip and colours. sspnet: the released pipeline with scales of 1 to 1.5."""
+    copy_paste: int = 0
+    """Copies of each small object of a tile, pasted elsewhere in it (Kisantal et al.)."""
+    copy_paste_bank: int = 0
+    """Small objects of other images, pasted into each tile."""
+    scale_match: Path | None = None
+    """Data set with objects of the sizes that tiles are resized to (Scale Match), such as
+    TinyPerson's for a training on COCO."""
+    monotone: bool = False
+    """Monotone Scale Match, which draws nothing."""
 
     batch: int = 4
     """Tiles of a step, in all parts and processes together."""
@@ -150,7 +159,8 @@ class Train:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "workers", "weight_decay", "seed"):
+        least_0 = ("warmup", "workers", "weight_decay", "seed", "copy_paste", "copy_paste_bank")
+        for name in least_0:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip", "epochs", "steps"):

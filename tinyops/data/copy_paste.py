@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 
+from tinyops.data.pixels import read_pixels
+from tinyops.data.types import AnnotatedSet
+
 Shape = Literal["ellipse", "box"]
 _TRIES = 50  # places that are drawn for a copy, of which the first free one is taken
 
@@ -157,6 +160,42 @@ class CopyPaste:
         apart = (low[:, None] >= taken[:, 2:]) | (high[:, None] <= taken[:, :2])  # [T, K, 2]
         good = np.flatnonzero(apart.any(2).all(1))
         return None if len(good) == 0 else (int(low[good[0], 0]), int(low[good[0], 1]))
+
+
+def crop_bank(
+    data: AnnotatedSet, most: int = 300, *, largest: float = 32, seed: int = 0
+) -> list[Crop]:
+    """Small objects of a data set, drawn among those that are `copyable`.
+
+    Args:
+        data: with the folder of its images.
+        most: as many, or all there are.
+        largest: sqrt(area) in pixels up to which objects are small.
+        seed: of the choice.
+
+    Raises:
+        ValueError: no object is good, or an image is not what the set says.
+        OSError: an image cannot be decoded.
+    """
+    good = [
+        (number, k)
+        for number, image in enumerate(data.images)
+        for k in copyable(
+            image.boxes, torch.from_numpy(image.ignore), (image.width, image.height), largest
+        )
+        .nonzero()[:, 0]
+        .tolist()
+    ]
+    if not good:
+        raise ValueError(f"data must have objects of up to {largest:g} px to be copied, got none")
+    chosen = np.random.default_rng(seed).permutation(len(good))[:most]
+    crops, last, pixels = [], -1, torch.empty(0)
+    for number, k in sorted(good[i] for i in chosen.tolist()):
+        image = data.images[number]
+        if number != last:
+            last, pixels = number, torch.tensor(read_pixels(data, image)).permute(2, 0, 1)
+        crops.append(Crop.of(pixels, image.boxes[k], int(image.labels[k])))
+    return crops
 
 
 def copyable(boxes: Tensor, ignore: Tensor, size: tuple[int, int], largest: float) -> Tensor:
