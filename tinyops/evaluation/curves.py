@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-RECALL: NDArray[np.float64] = np.linspace(0, 1, 101)
+from tinyops.evaluation.matcher import RECALL
 
 
 def interpolate(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> NDArray[np.float64]:

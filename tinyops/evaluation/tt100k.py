@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyops.evaluation.content import convert, load_json
-from tinyops.evaluation.curves import RECALL, interpolate
+from tinyops.evaluation.curves import interpolate
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, Details
+from tinyops.evaluation.matcher import RECALL
 
 SIZES: Mapping[str, tuple[float, float]] = {  # of the longer side in pixels, the upper one excluded
     "small": (0, 32),
@@ -150,7 +151,9 @@ def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for size in SIZES:
         measures = result[f"{start}_{size}_type45"]
         rates = {key: 100 * measures[key] for key in ("accuracy", "recall", "F1")}
-        rows.append({"size": size, **{k: v if v >= 0 else None for k, v in rates.items()}})
+        rows.append(
+            {"size": size, "classes": "45", **{k: v if v >= 0 else None for k, v in rates.items()}}
+        )
     return rows
 
 

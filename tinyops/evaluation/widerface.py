@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.curves import RECALL, interpolate
+from tinyops.evaluation.curves import interpolate
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, Details
+from tinyops.evaluation.matcher import RECALL
 from tinyops.evaluation.widerface_files import SETS, Key, Rows, read_detections, read_truth
 
 IOU = 0.5
