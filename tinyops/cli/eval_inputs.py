@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tinyops.data.formats import read
+from tinyops.data.formats.coco import to_coco
 from tinyops.evaluation.content import convert, load_json
 from tinyops.evaluation.widerface_files import read_truth
 from tinyops.inference.formats import DetectionFile, match_images, read_detections
@@ -67,8 +69,8 @@ def read_inputs(
         OSError: a file cannot be read.
         ValueError: a file is not what it should be, or they do not fit together.
     """
-    if _is_own(protocol, detections) and not (ignore_unknown and protocol not in _FORMS):
-        return truth, detections, 0
+    if _is_own(protocol, detections) and (protocol in _FORMS or not ignore_unknown):
+        return truth if protocol in _FORMS else _coco_content(truth), detections, 0
     content, form = _FORMS.get(protocol, _coco)(truth)
     file = read_detections(detections)
     images, unknown = _images(file, form, detections)
@@ -144,8 +146,15 @@ class _Coco(msgspec.Struct):
     categories: list[_Category]
 
 
+def _coco_content(truth: Path) -> Any:
+    """What `evaluate` takes for a data set of any format: the path of COCO, or its content."""
+    if truth.suffix.lower() == ".json" or not truth.exists():
+        return truth
+    return to_coco(read(truth))
+
+
 def _coco(truth: Path) -> tuple[Any, _Form]:
-    content, where = load_json(truth, "")
+    content, where = load_json(_coco_content(truth), str(truth))
     entries = convert(content, _Coco, where)
     categories = {category.name: category.id for category in entries.categories}
     if len(categories) < len(entries.categories):

@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 from tinyops.config import load_yaml, parse_yaml
+from tinyops.data.formats import Format
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
 
 _PROGRAM = "tinyops train"
@@ -51,15 +52,21 @@ class Train:
     """The settings of a training. Defaults are SSPNet's released ones where it has any."""
 
     annotations: Path
-    """COCO json of the training images."""
-    images: Path
-    """Folder that its file names refer to."""
+    """File or folder of the training set, in any format that `tinyops data convert` reads."""
     out: Path
     """Folder of the run: config.yaml, last.safetensors, best.safetensors, log.jsonl, *.csv."""
+    images: Path | None = None
+    """Folder that its file names refer to; needed for COCO. None: where the format has it."""
+    format: Format | None = None
+    """Of the sets; None: what lies there tells."""
+    split: str | None = None
+    """Such as train, where annotations has several."""
     val_annotations: Path | None = None
-    """COCO json of the validation images; None: no validation, and no best model."""
+    """File or folder of the validation set; None: no validation, and no best model."""
     val_images: Path | None = None
-    """Folder that its file names refer to; None: that of the training images."""
+    """Folder that its file names refer to; None: images."""
+    val_split: str | None = None
+    """Such as val, where val_annotations has several."""
     drop_empty_boxes: bool = False
     """Leave out boxes without area, which are errors otherwise."""
 

@@ -86,9 +86,9 @@ def evaluate(
         recall; precision is None where no detection counts.
 
     Raises:
-        ImportError: scipy, which reads .mat, is not installed.
         OSError: a file cannot be read.
-        ValueError: naming the file or argument, field and index of what is wrong.
+        ValueError: naming the file or argument, field and index of what is wrong; or that scipy,
+            which reads .mat, is not installed.
     """
     images = _images(ground_truth, detections, compatible)
     curves = {name: _curve(images, name, compatible) for name in SETS}

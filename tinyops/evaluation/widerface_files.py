@@ -152,7 +152,7 @@ def _cells(path: Path, name: str) -> NDArray[np.object_]:
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError:
-        raise ImportError(f'reading {path} needs scipy: pip install "tinyops[wider]"') from None
+        raise ValueError(f"{path}: a .mat needs the package scipy: pip install scipy") from None
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there")
     try:

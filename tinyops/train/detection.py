@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tinyops.data.dataset import CocoTiles
+from tinyops.data.formats.coco import to_coco
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
 from tinyops.inference.engine import check, look, stitch
 from tinyops.inference.types import Detection
@@ -96,7 +97,7 @@ def evaluate(
     table: list[dict[str, float]] = []
     if rank() == 0:
         values = sized_ap(
-            tiles.data.ground_truth,
+            to_coco(tiles.data),
             results,
             bands=bands,
             iou_thresholds=iou_thresholds,
