@@ -11,8 +11,8 @@ the precision that no higher recall exceeds.
 Quirks that `compatible=True` reproduces:
 
 - Detections in images without faces are no false alarms.
-- Scores are stretched from min(1, the least) to max(0, the greatest), which is not 0..1 for scores
-  outside of it; if all of them are 1 or all are 0, no detection counts.
+- Scores are stretched from min(1, the least) to max(0, the greatest), which are not their ends if
+  all are above 1 or all below 0. If both are equal, as with one detection, none counts.
 - Detections that are not sorted by score are not sorted here either: one of a low score counts if
   one of a high score follows.
 - AP and recall of a set without faces are None (NaN there).
