@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tinyops import _eval
 from tinyops.evaluation.tables import Detections, GroundTruth

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from tinyops.evaluation.average_precision import Evaluation, Rules
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, Details
-from tinyops.evaluation.matcher import count_objects, match
+from tinyops.evaluation.matcher import RECALL, count_objects, match
 from tinyops.evaluation.tables import (
     Detections,
     GroundTruth,
@@ -91,8 +91,7 @@ def evaluate(
     result = evaluation.tables()
     result["iouThrs"] = list(THRESHOLDS)
     if len(truth.classes) == 1:
-        curve = evaluation.curves[0][0, list(BANDS).index("tiny"), THRESHOLDS.index(0.5), 0]
-        result["precision_at_101_recalls_IoU0.50_tiny"] = curve.tolist()
+        result |= _headline_curve(evaluation)
     result["MR"] = _miss_rates(truth, found, compatible, threads)
     return result
 
@@ -143,11 +142,27 @@ def _average_precision(
     if max_detections < 1:
         raise ValueError(f"max_detections must be positive, got {max_detections}")
     areas = {band: (low**2, high**2) for band, (low, high) in BANDS.items()}
-    rules = Rules(areas, THRESHOLDS, (max_detections,), band="tiny")
-    ignore, absorb = truth.crowd, ()
-    if flags:
-        ignore, absorb = truth.crowd | truth.ignore | truth.uncertain, THRESHOLDS
+    rules = Rules(areas, THRESHOLDS, (max_detections,), "tiny", max_detections)
+    ignore = truth.crowd | truth.ignore | truth.uncertain if flags else truth.crowd
+    absorb = THRESHOLDS if flags else ()
     return Evaluation(truth, found, rules, ignore, truth.crowd, absorb, compatible, threads)
+
+
+def _headline_curve(evaluation: Evaluation) -> dict[str, list[float]]:
+    """Of a single class: precision, and the score down to which detections are taken, by recall."""
+    a, t = list(BANDS).index("tiny"), THRESHOLDS.index(0.5)
+    precision = evaluation.curves[0][0, a, t, 0]
+    scores = np.full(len(RECALL), -1.0)
+    objects = count_objects(evaluation.truth, evaluation.ignored)[a, 0]
+    if objects:
+        matches = evaluation.matches
+        recall = (matches.kinds[a, t][matches.by_score] == FOUND).cumsum() / objects
+        best_first = evaluation.found.scores[matches.rows[matches.by_score]]
+        scores = np.append(best_first, 0)[np.searchsorted(recall, RECALL)]
+    return {
+        "precision_at_101_recalls_IoU0.50_tiny": precision.tolist(),
+        "score_at_101_recalls_IoU0.50_tiny": scores.tolist(),
+    }
 
 
 def _miss_rates(
@@ -181,7 +196,7 @@ def _miss_rates(
         for t, threshold in enumerate(THRESHOLDS):
             kinds = np.where(dropped, _DROPPED, matches.kinds[a, t][matches.by_score])
             parts = np.split(kinds, matches.offsets[1:-1])
-            classes = [_recalls(*x, len(truth.image_ids)) for x in zip(parts, counts[a])]
+            classes = [_recalls(parts[c], n, len(truth.image_ids)) for c, n in enumerate(counts[a])]
             before, wrapped, recalls = zip(*classes, strict=True)
             read = wrapped if compatible else recalls
             values = (_rate(read), list(before), _rate(recalls), [x.tolist() for x in read])
