@@ -208,12 +208,12 @@ def test_precision_over_recall_worked_out_by_hand():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (thing(0, 0, 9, float("nan"), score=1), r"imgs\['a'\].objects\[1\].bbox must be finite"),
-        (thing(0, 0, 9, -1, score=1), r"imgs\['a'\].objects\[1\].bbox must .* ymin <= ymax"),
-        (thing(0, 0, 9, 9, score=float("inf")), r"imgs\['a'\].objects\[1\].score must be finite"),
-        ({"bbox": 3, "category": "pn"}, r"imgs\['a'\].objects\[1\].bbox: Expected `object`"),
-        (thing(0, 0, 9, 9, category=7), r"imgs\['a'\].objects\[1\].category: Expected `str`"),
-        ({"category": "pn"}, r"imgs\['a'\].objects\[1\]: .*missing required field `bbox`"),
+        (thing(0, 0, 9, float("nan"), score=1), r"imgs\['a'\]: objects\[1\].bbox must be finite"),
+        (thing(0, 0, 9, -1, score=1), r"imgs\['a'\]: objects\[1\].bbox must .* ymin <= ymax"),
+        (thing(0, 0, 9, 9, score=float("inf")), r"imgs\['a'\]: objects\[1\].score must be finite"),
+        ({"bbox": 3, "category": "pn"}, r"imgs\['a'\]: objects\[1\].bbox: Expected `object`"),
+        (thing(0, 0, 9, 9, category=7), r"imgs\['a'\]: objects\[1\].category: Expected `str`"),
+        ({"category": "pn"}, r"imgs\['a'\]: objects\[1\]: .*missing required field `bbox`"),
     ],
 )
 def test_wrong_entries_are_named(tmp_path, entry, message):
@@ -236,5 +236,5 @@ def test_files_that_are_something_else_are_named(tmp_path, content):
 
 
 def test_unknown_images_are_refused():
-    with pytest.raises(ValueError, match=r"^detections: imgs\['b'\] is not in ground_truth$"):
+    with pytest.raises(ValueError, match=r"^detections: imgs\['b'\] is not in the ground truth$"):
         tt100k.evaluate(images(a=[]), images(b=[]))

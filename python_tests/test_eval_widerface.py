@@ -190,18 +190,26 @@ GOOD = [{"event": "e", "images": [image([[1, 1, 9, 9]], [[1, 1, 9, 9, 0.5]])]}]
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("gt", [[1, 1, 9]], r"ground_truth\[0\].images\[0\].gt\[0\]: Expected `array` of length 4"),
-        ("gt", [[1, 1, -9, 9]], r"ground_truth\[0\].images\[0\].gt\[0\] must be finite, width"),
-        ("hard", [1], r"ground_truth\[0\].images\[0\].hard: expected .* indices of 1 faces, got 1"),
-        ("hard", [0, 0], r"ground_truth\[0\].images\[0\].hard: expected different"),
-        ("hard", ["a"], r"ground_truth\[0\].images\[0\].hard\[0\]: Expected `int`"),
-        ("dt", [[1, 1, 9, 9, np.nan]], r"detections\[0\].images\[0\].dt\[0\] must be finite"),
+        (
+            "gt",
+            [[1, 1, 9]],
+            r"ground_truth: \[0\].images\[0\].gt\[0\]: Expected `array` of length 4",
+        ),
+        ("gt", [[1, 1, -9, 9]], r"ground_truth: \[0\].images\[0\].gt\[0\] must be finite, width"),
+        (
+            "hard",
+            [1],
+            r"ground_truth: \[0\].images\[0\].hard: expected .* indices of 1 faces, got 1",
+        ),
+        ("hard", [0, 0], r"ground_truth: \[0\].images\[0\].hard: expected different"),
+        ("hard", ["a"], r"ground_truth: \[0\].images\[0\].hard\[0\]: Expected `int`"),
+        ("dt", [[1, 1, 9, 9, np.nan]], r"detections: \[0\].images\[0\].dt\[0\] must be finite"),
         (
             "dt",
             [[1, 1, 9, 9]],
-            r"detections\[0\].images\[0\].dt\[0\]: Expected `array` of length 5",
+            r"detections: \[0\].images\[0\].dt\[0\]: Expected `array` of length 5",
         ),
-        ("dt", 3, r"detections\[0\].images\[0\].dt: Expected `array`, got `int`"),
+        ("dt", 3, r"detections: \[0\].images\[0\].dt: Expected `array`, got `int`"),
     ],
 )
 def test_wrong_entries_are_named(field, value, message):
@@ -212,11 +220,17 @@ def test_wrong_entries_are_named(field, value, message):
 
 def test_images_that_are_unknown_or_there_twice_are_refused():
     other = [{"event": "e", "images": [{"name": "b", "dt": []}]}]
-    with pytest.raises(ValueError, match=r"^detections\[0\].images\[0\]: image e/b is not in gro"):
+    with pytest.raises(
+        ValueError, match=r"^detections: \[0\].images\[0\]: image e/b is not in the "
+    ):
         widerface.evaluate(GOOD, other)
-    with pytest.raises(ValueError, match=r"^detections\[1\].images\[0\]: image e/a is there twice"):
+    with pytest.raises(
+        ValueError, match=r"^detections: \[1\].images\[0\]: image e/a is there twice"
+    ):
         widerface.evaluate(GOOD, GOOD * 2)
-    with pytest.raises(ValueError, match=r"^ground_truth\[1\].images\[0\]: image e/a is there tw"):
+    with pytest.raises(
+        ValueError, match=r"^ground_truth: \[1\].images\[0\]: image e/a is there tw"
+    ):
         widerface.evaluate(GOOD * 2, GOOD)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from tinyops.data.formats import read
 from tinyops.data.formats.coco import to_coco
-from tinyops.evaluation.content import convert, load_json
+from tinyops.evaluation.tables import load, named
 from tinyops.evaluation.widerface_files import read_truth
 from tinyops.inference.formats import DetectionFile, match_images, read_detections
 
@@ -99,7 +99,8 @@ def _is_own(protocol: str, path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(1000).lstrip()[:1] != b"{":
             return True
-    return protocol == "tt100k" and "imgs" in load_json(path, "")[0]
+    with named(path, ""):
+        return protocol == "tt100k" and "imgs" in load(path, dict)
 
 
 def _images(file: DetectionFile, form: _Form, path: Path) -> tuple[dict[int, Any], list[str]]:
@@ -154,8 +155,9 @@ def _coco_content(truth: Path) -> Any:
 
 
 def _coco(truth: Path) -> tuple[Any, _Form]:
-    content, where = load_json(_coco_content(truth), str(truth))
-    entries = convert(content, _Coco, where)
+    with named(truth, ""):
+        content = load(_coco_content(truth), Any)
+        entries = load(content, _Coco)
     categories = {category.name: category.id for category in entries.categories}
     if len(categories) < len(entries.categories):
         raise ValueError(f"{truth}: two categories have the same name")
@@ -180,10 +182,9 @@ class _Signs(msgspec.Struct):
 
 
 def _tt100k(truth: Path) -> tuple[Any, _Form]:
-    content, where = load_json(truth, "")
-    images = {
-        key: x.path or f"{key}.jpg" for key, x in convert(content, _Signs, where).imgs.items()
-    }
+    with named(truth, ""):
+        content = load(truth, Any)
+        images = {key: x.path or f"{key}.jpg" for key, x in load(content, _Signs).imgs.items()}
 
     def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
         return {
@@ -200,7 +201,7 @@ def _sign(row: _Found) -> dict[str, Any]:
 
 
 def _widerface(truth: Path) -> tuple[Any, _Form]:
-    faces, _ = read_truth(truth)
+    faces = read_truth(truth)
 
     def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
         return [
@@ -223,8 +224,8 @@ def _visdrone(truth: Path) -> tuple[Any, _Form]:
     if truth.is_dir():
         names = sorted(path.stem for path in truth.glob("*.txt"))
     else:
-        content, where = load_json(truth, "")
-        names = [image.name for image in convert(content, list[_Named], where)]
+        with named(truth, ""):
+            names = [image.name for image in load(truth, list[_Named])]
 
     def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
         return [

@@ -6,6 +6,11 @@ from numpy.typing import NDArray
 from tinyops.evaluation.matcher import RECALL
 
 
+def area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
+    """Under the precision that no higher recall exceeds; arguments as of `interpolate`."""
+    return float((np.diff(recall, prepend=0) * _best(precision)).sum())
+
+
 def interpolate(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> NDArray[np.float64]:
     """[101] the greatest precision at each recall of `RECALL` or a higher one, or 0.
 
@@ -13,6 +18,10 @@ def interpolate(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> 
         recall: [P] rising.
         precision: [P]; NaN: there is none.
     """
-    best = np.maximum.accumulate(np.nan_to_num(precision)[::-1])[::-1]
-    reached: NDArray[np.float64] = np.append(best, 0.0)[np.searchsorted(recall, RECALL)]
+    reached: NDArray[np.float64] = np.append(_best(precision), 0)[np.searchsorted(recall, RECALL)]
     return reached
+
+
+def _best(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    best: NDArray[np.float64] = np.maximum.accumulate(np.nan_to_num(precision)[::-1])[::-1]
+    return best

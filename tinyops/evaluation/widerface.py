@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.curves import interpolate
+from tinyops.evaluation.curves import area, interpolate
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, Details
 from tinyops.evaluation.matcher import RECALL
 from tinyops.evaluation.widerface_files import SETS, Key, Rows, read_detections, read_truth
@@ -117,7 +117,7 @@ def details(
         bands[name] = (float(sizes.min()), float(sizes.max())) if len(sizes) else (0.0, 0.0)
         curve = _curve(images, name, compatible)
         precision.append(interpolate(*curve.rates) if curve.faces else np.full(len(RECALL), -1.0))
-        ap.append(_area(*curve.rates) if curve.faces else -1.0)
+        ap.append(area(*curve.rates) if curve.faces else -1.0)
     none, start = np.empty(0, np.int64), 0
     columns: list[tuple[Any, ...]] = [
         (none, none, np.empty((0, 5)), np.empty((0, 4)), none, none, none)
@@ -186,7 +186,7 @@ def _measure(curve: _Curve, compatible: bool) -> dict[str, Any]:
         for k in range(24, 1000, 25)
     ]
     none = None if compatible else -1.0
-    ap = _area(recall, precision) if curve.faces else none
+    ap = area(recall, precision) if curve.faces else none
     return {"AP": ap, "count_face": curve.faces, "curve": rows}
 
 
@@ -206,15 +206,9 @@ def _curve(images: Sequence[_Image], name: str, compatible: bool) -> _Curve:
     return _Curve(sum(int(image.sets[name].sum()) for image in images), total)
 
 
-def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
-    """Under the precision that no higher recall exceeds."""
-    best = np.maximum.accumulate(np.nan_to_num(precision)[::-1])[::-1]
-    return float((np.diff(recall, prepend=0) * best).sum())
-
-
 def _images(ground_truth: Any, detections: Any, compatible: bool) -> list[_Image]:
-    truth, truth_name = read_truth(ground_truth)
-    found = read_detections(detections, truth, truth_name)
+    truth = read_truth(ground_truth)
+    found = read_detections(detections, truth)
     scores = np.concatenate([np.empty(0), *(rows[:, 4] for rows in found.values())])
     low, high = scores.min(initial=np.inf), scores.max(initial=-np.inf)
     if compatible:
