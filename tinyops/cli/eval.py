@@ -146,12 +146,18 @@ def write_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
 
 
 def show(metrics: Mapping[str, Any], console: Console) -> None:
-    """Print the table and what its numbers depend on."""
+    """Print the table, with columns below each other if it is too wide; and what it depends on."""
     rows = metrics["table"]
-    table = Table()
-    for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row.values()))
+    columns = [[name, *(cell(row[name]) for row in rows)] for name in rows[0]]
+    if sum(max(map(len, column)) + 3 for column in columns) + 1 > console.width:
+        table = Table(show_header=False)
+        lines = columns
+    else:
+        table = Table(*columns[0][:1])
+        for name, *_ in columns[1:]:
+            table.add_column(name, justify="right")
+        lines = [list(line) for line in zip(*columns, strict=True)][1:]
+    for line in lines:
+        table.add_row(*line)
     console.print(table)
     console.print(note(metrics), highlight=False, soft_wrap=True, markup=False)
