@@ -19,11 +19,11 @@ from rich.table import Table
 
 from tinyops._files import replacing
 from tinyops.data.coco import CocoSet, read_coco
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, count_objects, sized_ap
+from tinyops.evaluation.tables import read_ground_truth
+from tinyops.evaluation.tinyperson import BANDS, THRESHOLDS, sized_ap
 from tinyops.inference.formats import match_images, read_detections
 
 _PROGRAM = "tinyops eval"
-THRESHOLDS = (0.25, 0.5, 0.75)
 
 
 @dataclass
@@ -70,16 +70,14 @@ def measure(settings: Eval) -> dict[str, Any]:
     data = read_coco(settings.annotations, None, drop_empty_boxes=True)
     detections, unknown_images = _matched(settings, data)
     truth = data.ground_truth
-    objects = count_objects(truth, TINYPERSON_BANDS)
+    objects = _counts(truth)
     values = sized_ap(
         truth,
         detections,
-        bands=TINYPERSON_BANDS,
-        iou_thresholds=THRESHOLDS,
         max_detections=settings.max_detections,
     )
     bands = {}
-    for band, limits in TINYPERSON_BANDS.items():
+    for band, limits in BANDS.items():
         found = {f"ap{round(100 * t)}": values[band, t] for t in THRESHOLDS}
         row = {name: None if value < 0 else value for name, value in found.items()}
         bands[band] = {"size": limits, "objects": objects[band], **row}
@@ -138,6 +136,13 @@ def show(metrics: dict[str, Any], console: Console) -> None:
     if metrics["unknown_images"]:
         counts += f"; {metrics['unknown_images']:,} other images left out"
     console.print(counts, highlight=False, soft_wrap=True)
+
+
+def _counts(truth: Any) -> dict[str, int]:
+    """How many objects count in each band."""
+    table = read_ground_truth(truth)
+    areas = table.areas[~(table.crowd | table.ignore | table.uncertain)]
+    return {k: int(((areas >= a**2) & (areas <= b**2)).sum()) for k, (a, b) in BANDS.items()}
 
 
 def _matched(settings: Eval, data: CocoSet) -> tuple[list[dict[str, Any]], int]:

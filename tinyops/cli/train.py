@@ -25,7 +25,7 @@ from tinyops.config import dump_yaml, to_plain
 from tinyops.data.coco import CocoSet, read_coco
 from tinyops.data.dataset import CocoTiles, Transform, check_headers
 from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
+from tinyops.evaluation.tinyperson import BANDS, sized_ap
 from tinyops.models import Detector, create, load
 from tinyops.models.checkpoint import describe
 from tinyops.models.phases import PhasedDetector
@@ -235,11 +235,9 @@ def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
         )
     # The AP of nothing is -1, whatever the model: the first model would stay the best.
     band, threshold = METRICS[settings.best]
-    bands = {band: TINYPERSON_BANDS[band]}
-    if (
-        sized_ap(other.ground_truth, [], bands=bands, iou_thresholds=[threshold])[band, threshold]
-        < 0
-    ):
+    bands = {band: BANDS[band]}
+    nothing = sized_ap(other.ground_truth, [], bands=bands, thresholds=[threshold])
+    if nothing[band, threshold] < 0:
         raise ValueError(
             f"{settings.val_annotations}: best is {settings.best}, "
             "but there is no object of its size"
