@@ -8,7 +8,7 @@ import pytest
 from results import make_result
 
 from tinyops.cli import main
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
+from tinyops.evaluation.tinyperson import BANDS as TINYPERSON_BANDS
 from tinyops.inference.formats import write_coco, write_csv
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("tinyperson_*.json"))

@@ -20,7 +20,7 @@ LAYERS = {
         {"_files", "ops"},
         {"torch", "torchvision", "numpy", "PIL", "msgspec", "scipy", "yaml"},
     ),
-    "evaluation": ({"_eval", "ops"}, {"torch", "numpy", "pycocotools", "msgspec", "scipy"}),
+    "evaluation": ({"_eval"}, {"numpy", "msgspec", "PIL", "scipy"}),
     "config": ({"_files"}, {"yaml"}),
     "plot": ({"_files"}, {"torch", "numpy", "PIL", "jinja2"}),
     "inference": ({"_files", "ops", "data", "plot"}, {"torch", "numpy", "PIL", "rasterio"}),

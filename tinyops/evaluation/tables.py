@@ -202,7 +202,7 @@ def _column(part: _Part, name: str, dtype: type[np.generic]) -> NDArray[Any]:
         raise ValueError(f"{part.name}[{part.start + k}].{name} must be in 64 bits") from None
 
 
-def _check(part: _Part, name: str, values: NDArray[Any], good: NDArray[Any], wish: str) -> None:
+def _check(part: _Part, name: str, values: NDArray[Any], good: Any, wish: str) -> None:
     if not good.all():
         k = int(good.argmin())
         where = f"{part.name}[{part.start + k}].{name}"

@@ -113,14 +113,14 @@ def _texts(folder: Path) -> dict[str, NDArray[np.float64]]:
         with named(path, ""):
             rows, places = [], []
             for number, line in enumerate(path.read_text().splitlines(), 1):
-                if line.strip():
-                    places.append(f"line {number}")
-                    try:
-                        rows.append([float(x) for x in line.strip().rstrip(",").split(",")])
-                    except ValueError:
-                        raise ValueError(
-                            f"{places[-1]} must be numbers, got {line!r:.60}"
-                        ) from None
+                text = line.strip().rstrip(",")
+                if not text:
+                    continue
+                places.append(f"line {number}")
+                try:
+                    rows.append([float(x) for x in text.split(",")])
+                except ValueError:
+                    raise ValueError(f"line {number} must be numbers, got {text!r:.60}") from None
             result[path.stem] = _rows(rows, places)
     return result
 

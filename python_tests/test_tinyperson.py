@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
+from tinyops.evaluation.tinyperson import BANDS, sized_ap
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("tinyperson_*.json"))
 
@@ -59,8 +59,8 @@ def test_perfect_detections_have_ap_1_also_for_an_object_of_id_0():
 
 def test_no_detections_give_0_where_objects_count_and_minus_1_elsewhere():
     result = sized_ap(ground_truth((10, 10, 6, 6)), [])
-    expected = {band: 0 if band in ("all", "tiny", "tiny1") else -1 for band in TINYPERSON_BANDS}
-    assert {band: result[band, 0.5] for band in TINYPERSON_BANDS} == expected
+    expected = {band: 0 if band in ("all", "tiny", "tiny1") else -1 for band in BANDS}
+    assert {band: result[band, 0.5] for band in BANDS} == expected
 
 
 def test_no_objects_give_minus_1():
@@ -96,7 +96,7 @@ def test_only_the_best_detections_count():
 
 def test_own_bands_and_thresholds():
     truth, detections = ground_truth((10, 10, 6, 6)), found((10, 10, 6, 5))
-    result = sized_ap(truth, detections, bands={"mine": (2, 9)}, iou_thresholds=(0.8, 0.9))
+    result = sized_ap(truth, detections, bands={"mine": (2, 9)}, thresholds=(0.8, 0.9))
     assert result == {("mine", 0.8): ONE, ("mine", 0.9): 0}
 
 
@@ -114,8 +114,8 @@ def test_arguments_stay_and_nothing_is_printed(capsys):
     [
         ({"bands": {"x": (5, 5)}}, r"bands\['x'\]"),
         ({"bands": {"x": (-1, 5)}}, r"bands\['x'\]"),
-        ({"iou_thresholds": (0, 0.5)}, "iou_thresholds"),
-        ({"iou_thresholds": ()}, "iou_thresholds"),
+        ({"thresholds": (0, 0.5)}, "thresholds"),
+        ({"thresholds": ()}, "thresholds"),
         ({"max_detections": 0}, "max_detections"),
     ],
 )
