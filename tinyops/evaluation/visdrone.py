@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tinyops import _eval
 from tinyops.evaluation.average_precision import COCO_THRESHOLDS, outcomes, rows
+from tinyops.evaluation.curves import area, interpolate
 from tinyops.evaluation.details import FOUND, LEFT_OUT, Details
 from tinyops.evaluation.matcher import RECALL, match
 from tinyops.evaluation.tables import Detections, GroundTruth
@@ -69,7 +70,7 @@ def evaluate(
         for t in range(10):
             for c, (recall, precision) in enumerate(_curves(matches, truth, t)):
                 ar[c, t, m] = 100 * recall.max(initial=0)
-                ap[c, t] = 100 * _area(recall, precision)  # the last limit's stays
+                ap[c, t] = 100 * area(recall, precision)  # the last limit's stays
     present = np.zeros((len(scenes), 10), np.int64)
     present[truth.images, truth.labels] = 1
     frequency = present.sum(0)
@@ -109,8 +110,8 @@ def details(
     found = _found(scenes, limit)
     matches = _match(truth, found, (threshold,), limit, threads, targets=True)
     curves = _curves(matches, truth, 0)
-    precision = [_interpolated(*curve) for curve in curves]
-    ap = [_area(*curve) for curve in curves]
+    precision = [interpolate(*curve) for curve in curves]
+    ap = [area(*curve) for curve in curves]
     there = np.bincount(truth.labels, minlength=10) > 0
     return Details(
         protocol="visdrone",
@@ -239,16 +240,3 @@ def _curves(
         counted = (kinds[c] != LEFT_OUT).cumsum()
         curves.append((tp / max(1, objects[c]), tp / np.maximum(1, counted)))
     return curves
-
-
-def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
-    best = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((np.diff(recall, prepend=0) * best).sum())
-
-
-def _interpolated(
-    recall: NDArray[np.float64], precision: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The best precision at a recall of `RECALL` or more."""
-    best = np.maximum.accumulate(precision[::-1])[::-1]
-    return np.append(best, 0.0)[np.searchsorted(recall, RECALL)]
