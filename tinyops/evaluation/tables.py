@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 _ABSENT = -math.inf
-_PIECE = 1 << 23  # bytes of a file of detections that are objects of Python at a time
+_PIECE = 1 << 20  # bytes of a file of detections that are objects of Python at a time
 _AT_A_TIME = 1 << 16  # entries of content likewise
 
 

@@ -246,9 +246,9 @@ def _miss_rates(
             kinds = np.where(dropped, _DROPPED, matches.kinds[a, t][matches.by_score])
             parts = np.split(kinds, matches.offsets[1:-1])
             classes = [_recalls(parts[c], n, len(truth.image_ids)) for c, n in enumerate(counts[a])]
-            before, wrapped, recalls = zip(*classes, strict=True)
+            before, wrapped, recalls = ([x[k] for x in classes] for k in range(3))
             read = wrapped if compatible else recalls
-            values = (_rate(read), list(before), _rate(recalls), [x.tolist() for x in read])
+            values = (_rate(read), before, _rate(recalls), [x.tolist() for x in read])
             for name, value in zip(names, values, strict=True):
                 block[name][f"{threshold:.2f}"] = value
         result[band] = block
@@ -256,7 +256,7 @@ def _miss_rates(
 
 
 def _rate(recalls: Sequence[NDArray[np.float64]]) -> float:
-    counted = np.concatenate(recalls)
+    counted = np.concatenate([*recalls, np.zeros(0)])
     counted = counted[counted > -1]
     with np.errstate(divide="ignore"):  # a recall of 1 makes it 0
         return float(np.exp(np.log(1 - counted).mean())) if counted.size else -1.0
