@@ -20,7 +20,7 @@ LAYERS = {
         {"_files", "ops"},
         {"torch", "torchvision", "numpy", "PIL", "msgspec", "scipy", "yaml"},
     ),
-    "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
+    "evaluation": ({"_eval"}, {"numpy", "msgspec", "PIL", "scipy"}),
     "config": ({"_files"}, {"yaml"}),
     "plot": ({"_files"}, {"torch", "numpy", "PIL", "jinja2"}),
     "inference": ({"_files", "ops", "data", "plot"}, {"torch", "numpy", "PIL", "rasterio"}),
@@ -39,7 +39,7 @@ LAYERS = {
             "plot",
             "train",
         },
-        {"torch", "numpy", "PIL", "tyro", "rich", "yaml"},
+        {"torch", "numpy", "PIL", "tyro", "rich", "yaml", "msgspec"},
     ),
 }
 PYTHON_FILES = sorted((ROOT / "tinyops").rglob("*.py"))

@@ -33,8 +33,8 @@ class Eval:
     """The settings of a measurement."""
 
     gt: Annotated[Path, tyro.conf.arg(aliases=("--annotations",))]
-    """Ground truth: COCO json; visdrone: folder of .txt; tt100k: annotations.json; widerface: the
-    folder of .mat."""
+    """Ground truth: COCO json, or a data set of another format that `tinyops data` reads; visdrone:
+    folder of .txt; tt100k: annotations.json; widerface: the folder of .mat."""
     detections: Path
     """COCO json, list of COCO results, CSV, or what the protocol's own evaluation reads."""
     protocol: Literal[
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             settings.out.mkdir(parents=True, exist_ok=True)
             write_metrics(metrics, settings.out)
             write_evaluation(settings.out / "report.html", metrics, details, settings.images)
-    except (ValueError, OSError, ImportError) as error:  # the caller's mistakes: no traceback
+    except (ValueError, OSError) as error:  # the caller's mistakes: no traceback
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     show(metrics, Console())
@@ -86,17 +86,18 @@ def measure(settings: Eval) -> tuple[dict[str, Any], Details]:
     """The content of metrics.json, of which `result` is what the protocol gives; and the details.
 
     Raises:
-        ImportError: a format needs a package that is not installed.
         OSError: a file cannot be read.
         ValueError: a file or setting is not what it should be, or they do not fit together.
     """
     module = PROTOCOLS[settings.protocol]
+    known = inspect.signature(module.evaluate).parameters
+    if settings.images is not None and settings.out is None and "images" not in known:
+        raise ValueError("--images is for the report, which needs --out")
     options = {
         name: value
         for name in ("max_detections", "min_score", "images")
         if (value := getattr(settings, name)) is not None
     }
-    known = inspect.signature(module.evaluate).parameters
     for name in options:
         if name not in known and name != "images":
             flag = "--" + name.replace("_", "-")
@@ -145,12 +146,18 @@ def write_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
 
 
 def show(metrics: Mapping[str, Any], console: Console) -> None:
-    """Print the table and what its numbers depend on."""
+    """Print the table, with columns below each other if it is too wide; and what it depends on."""
     rows = metrics["table"]
-    table = Table()
-    for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row.values()))
+    columns = [[name, *(cell(row[name]) for row in rows)] for name in rows[0]]
+    if sum(max(map(len, column)) + 3 for column in columns) + 1 > console.width:
+        table = Table(show_header=False)
+        lines = columns
+    else:
+        table = Table(*columns[0][:1])
+        for name, *_ in columns[1:]:
+            table.add_column(name, justify="right")
+        lines = [list(line) for line in zip(*columns, strict=True)][1:]
+    for line in lines:
+        table.add_row(*line)
     console.print(table)
     console.print(note(metrics), highlight=False, soft_wrap=True, markup=False)

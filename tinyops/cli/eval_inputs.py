@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tinyops.evaluation.content import convert, load_json
+from tinyops.data.formats import read
+from tinyops.data.formats.coco import to_coco
+from tinyops.evaluation.tables import load, named
 from tinyops.evaluation.widerface_files import read_truth
 from tinyops.inference.formats import DetectionFile, match_images, read_detections
 
@@ -67,8 +69,8 @@ def read_inputs(
         OSError: a file cannot be read.
         ValueError: a file is not what it should be, or they do not fit together.
     """
-    if _is_own(protocol, detections) and not (ignore_unknown and protocol not in _FORMS):
-        return truth, detections, 0
+    if _is_own(protocol, detections) and (protocol in _FORMS or not ignore_unknown):
+        return truth if protocol in _FORMS else _coco_content(truth), detections, 0
     content, form = _FORMS.get(protocol, _coco)(truth)
     file = read_detections(detections)
     images, unknown = _images(file, form, detections)
@@ -97,7 +99,8 @@ def _is_own(protocol: str, path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(1000).lstrip()[:1] != b"{":
             return True
-    return protocol == "tt100k" and "imgs" in load_json(path, "")[0]
+    with named(path, ""):
+        return protocol == "tt100k" and "imgs" in load(path, dict)
 
 
 def _images(file: DetectionFile, form: _Form, path: Path) -> tuple[dict[int, Any], list[str]]:
@@ -144,9 +147,17 @@ class _Coco(msgspec.Struct):
     categories: list[_Category]
 
 
+def _coco_content(truth: Path) -> Any:
+    """What `evaluate` takes for a data set of any format: the path of COCO, or its content."""
+    if truth.suffix.lower() == ".json" or not truth.exists():
+        return truth
+    return to_coco(read(truth))
+
+
 def _coco(truth: Path) -> tuple[Any, _Form]:
-    content, where = load_json(truth, "")
-    entries = convert(content, _Coco, where)
+    with named(truth, ""):
+        content = load(_coco_content(truth), Any)
+        entries = load(content, _Coco)
     categories = {category.name: category.id for category in entries.categories}
     if len(categories) < len(entries.categories):
         raise ValueError(f"{truth}: two categories have the same name")
@@ -171,10 +182,9 @@ class _Signs(msgspec.Struct):
 
 
 def _tt100k(truth: Path) -> tuple[Any, _Form]:
-    content, where = load_json(truth, "")
-    images = {
-        key: x.path or f"{key}.jpg" for key, x in convert(content, _Signs, where).imgs.items()
-    }
+    with named(truth, ""):
+        content = load(truth, Any)
+        images = {key: x.path or f"{key}.jpg" for key, x in load(content, _Signs).imgs.items()}
 
     def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
         return {
@@ -191,7 +201,7 @@ def _sign(row: _Found) -> dict[str, Any]:
 
 
 def _widerface(truth: Path) -> tuple[Any, _Form]:
-    faces, _ = read_truth(truth)
+    faces = read_truth(truth)
 
     def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
         return [
@@ -214,8 +224,8 @@ def _visdrone(truth: Path) -> tuple[Any, _Form]:
     if truth.is_dir():
         names = sorted(path.stem for path in truth.glob("*.txt"))
     else:
-        content, where = load_json(truth, "")
-        names = [image.name for image in convert(content, list[_Named], where)]
+        with named(truth, ""):
+            names = [image.name for image in load(truth, list[_Named])]
 
     def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
         return [

@@ -27,7 +27,7 @@ from tinyops.data import read
 from tinyops.data.dataset import CocoTiles, check_headers
 from tinyops.data.formats.coco import to_coco
 from tinyops.data.types import AnnotatedSet
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
+from tinyops.evaluation.tinyperson import BANDS, sized_ap
 from tinyops.models import Detector, create, load
 from tinyops.models.checkpoint import describe
 from tinyops.models.phases import PhasedDetector
@@ -236,8 +236,9 @@ def _data(settings: Train) -> tuple[AnnotatedSet, CocoTiles, CocoTiles | None]:
         )
     # The AP of nothing is -1, whatever the model: the first model would stay the best.
     band, threshold = METRICS[settings.best]
-    bands = {band: TINYPERSON_BANDS[band]}
-    if sized_ap(to_coco(other), [], bands=bands, iou_thresholds=[threshold])[band, threshold] < 0:
+    bands = {band: BANDS[band]}
+    nothing = sized_ap(to_coco(other), [], bands=bands, thresholds=[threshold])
+    if nothing[band, threshold] < 0:
         raise ValueError(
             f"{settings.val_annotations}: best is {settings.best}, "
             "but there is no object of its size"

@@ -13,12 +13,11 @@ import yaml
 
 from tinyops.config import load_yaml, parse_yaml
 from tinyops.data.formats import Format
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
+from tinyops.evaluation.tinyperson import BANDS, THRESHOLDS
 
 _PROGRAM = "tinyops train"
-THRESHOLDS = (0.25, 0.5, 0.75)
 # Name -> (band, threshold), as `sized_ap` has it.
-METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in TINYPERSON_BANDS}
+METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in BANDS}
 # What the result does not depend on, so that it may change when a training is resumed.
 # (A training with empty boxes has not begun unless they are dropped.)
 FREE = ("out", "drop_empty_boxes", "workers", "device", "save_every", "tensorboard", "fresh")

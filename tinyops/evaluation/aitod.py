@@ -1,7 +1,7 @@
 """AI-TOD, its second version, and DroneSwarms.
 
-As COCO (`coco.py`), with other sizes: verytiny up to 8^2 square pixels, tiny to 16^2, small to 32^2,
-medium above; and of the best 1, 100 and 1500 detections of an image and class.
+As COCO (`coco.py`), with other sizes: verytiny up to 8^2 square pixels, tiny to 16^2, small to
+32^2, medium above; and of the best 1, 100 and 1500 detections of an image and class.
 
 Besides, optimal LRP at IoU 0.50 over all sizes and 1500 detections. Of the detections down to some
 score, LRP is
@@ -34,7 +34,7 @@ AREAS = {
     "small": (16**2, 32**2),
     "medium": (32**2, 1e10),
 }
-RULES = Rules(AREAS, COCO_THRESHOLDS, (1, 100, 1500), band="all")
+RULES = Rules(AREAS, COCO_THRESHOLDS, (1, 100, 1500), band="all", limit=1500)
 _LRP_IOU = 0.5
 _LRP = ("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN")
 

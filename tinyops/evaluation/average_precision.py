@@ -31,6 +31,7 @@ class Rules:
         thresholds: least overlaps of a match.
         max_detections: best detections of a class and an image that are counted, rising.
         band: the headline's.
+        limit: the headline's, of `max_detections`.
         threshold: the headline's.
     """
 
@@ -38,6 +39,7 @@ class Rules:
     thresholds: Sequence[float]
     max_detections: Sequence[int]
     band: str
+    limit: int
     threshold: float = 0.5
 
 
@@ -126,19 +128,11 @@ class Evaluation:
                 f"threshold must be one of {list(self.rules.thresholds)}, got {threshold}"
             )
         t = list(self.rules.thresholds).index(threshold)
-        most = max(self.rules.max_detections)
+        most = self.rules.limit
         rules = replace(self.rules, thresholds=(threshold,), max_detections=(most,))
         one = replace(self, rules=rules, absorb=self.absorb[t : t + 1])
         matches, a = one.match(targets=True), list(rules.areas).index(band)
-        truth, found = self.truth, self.found
-        kinds = np.full(len(found.scores), LEFT_OUT, np.uint8)
-        targets = np.full(len(kinds), -1)
-        kinds[matches.rows] = matches.kinds[a, 0]
-        targets[matches.rows] = matches.targets[a, 0]
-        objects = np.where(one.ignored[a], LEFT_OUT, MISSED).astype(np.uint8)
-        objects[targets[kinds == FOUND]] = FOUND
-        precision, _ = precision_and_recall(matches, truth, one.ignored, (most,), self.threads)
-        order = np.lexsort((-found.scores, found.labels))
+        curves, _ = precision_and_recall(matches, self.truth, one.ignored, (most,), self.threads)
         return Details(
             protocol=protocol,
             setting=f"IoU {threshold:.2f}, band {band}, at most {most} detections per image "
@@ -147,23 +141,39 @@ class Evaluation:
             band=band,
             max_detections=most,
             bands={k: (low**0.5, high**0.5) for k, (low, high) in rules.areas.items()},
-            classes=truth.classes,
-            image_ids=truth.image_ids,
-            image_names=truth.image_names,
             recall=RECALL,
-            precision=precision[0, :, 0],
-            ap=precision[0, :, 0].mean(-1),
-            images=found.images[order],
-            labels=found.labels[order],
-            boxes=_corners(found.boxes[order]),
-            scores=found.scores[order],
-            kinds=kinds[order],
-            targets=targets[order],
-            object_images=truth.images,
-            object_labels=truth.labels,
-            object_boxes=_corners(truth.boxes),
-            object_kinds=objects,
+            precision=curves[0, :, 0],
+            ap=curves[0, :, 0].mean(-1),
+            **outcomes(self.truth, self.found, one.ignored, matches, a),
         )
+
+
+def outcomes(
+    truth: GroundTruth, found: Detections, ignored: Mask, matches: _eval.Matches, a: int
+) -> dict[str, Any]:
+    """The fields of `Details` about images, classes, detections and objects, in range `a`."""
+    kinds = np.full(len(found.scores), LEFT_OUT, np.uint8)
+    targets = np.full(len(kinds), -1)
+    kinds[matches.rows] = matches.kinds[a, 0]
+    targets[matches.rows] = matches.targets[a, 0]
+    objects = np.where(ignored[a], LEFT_OUT, MISSED).astype(np.uint8)
+    objects[targets[kinds == FOUND]] = FOUND
+    order = np.lexsort((-found.scores, found.labels))
+    return {
+        "classes": truth.classes,
+        "image_ids": truth.image_ids,
+        "image_names": truth.image_names,
+        "images": found.images[order],
+        "labels": found.labels[order],
+        "boxes": _corners(found.boxes[order]),
+        "scores": found.scores[order],
+        "kinds": kinds[order],
+        "targets": targets[order],
+        "object_images": truth.images,
+        "object_labels": truth.labels,
+        "object_boxes": _corners(truth.boxes),
+        "object_kinds": objects,
+    }
 
 
 def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

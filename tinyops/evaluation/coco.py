@@ -15,7 +15,7 @@ from tinyops.evaluation.details import Details
 from tinyops.evaluation.tables import Source, read_detections, read_ground_truth
 
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
-RULES = Rules(AREAS, COCO_THRESHOLDS, (1, 10, 100), band="all")
+RULES = Rules(AREAS, COCO_THRESHOLDS, (1, 10, 100), band="all", limit=100)
 
 
 def evaluate(

@@ -3,7 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-RECALL: NDArray[np.float64] = np.linspace(0, 1, 101)
+from tinyops.evaluation.matcher import RECALL
+
+
+def area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
+    """Under the precision that no higher recall exceeds; arguments as of `interpolate`."""
+    return float((np.diff(recall, prepend=0) * _best(precision)).sum())
 
 
 def interpolate(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -13,6 +18,10 @@ def interpolate(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> 
         recall: [P] rising.
         precision: [P]; NaN: there is none.
     """
-    best = np.maximum.accumulate(np.nan_to_num(precision)[::-1])[::-1]
-    reached: NDArray[np.float64] = np.append(best, 0.0)[np.searchsorted(recall, RECALL)]
+    reached: NDArray[np.float64] = np.append(_best(precision), 0)[np.searchsorted(recall, RECALL)]
     return reached
+
+
+def _best(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    best: NDArray[np.float64] = np.maximum.accumulate(np.nan_to_num(precision)[::-1])[::-1]
+    return best

@@ -5,7 +5,16 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from tinyops.evaluation import aitod, coco, soda, tinyperson, visdrone, visdrone_coco
+from tinyops.evaluation import (
+    aitod,
+    coco,
+    soda,
+    tinyperson,
+    tt100k,
+    visdrone,
+    visdrone_coco,
+    widerface,
+)
 from tinyops.evaluation.details import Details
 
 # A file for each states its rules. DroneSwarms has one class and is counted as AI-TOD.
@@ -17,6 +26,8 @@ PROTOCOLS: Mapping[str, ModuleType] = {
     "visdrone": visdrone,
     "visdrone-coco": visdrone_coco,
     "soda-d": soda,
+    "tt100k": tt100k,
+    "widerface": widerface,
 }
 
 

@@ -87,6 +87,65 @@ def match(
     )
 
 
+def match_image(
+    boxes: ArrayLike,
+    scores: ArrayLike,
+    objects: ArrayLike,
+    regions: ArrayLike = (),
+    *,
+    threshold: float = 0.5,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Match the detections of one image and class with its objects, as `match` does.
+
+    Args:
+        boxes: [K, 4] x1 y1 x2 y2 in pixels.
+        scores: [K]; the lower index comes first among equal ones.
+        objects: [N, 4] like the boxes.
+        regions: [R, 4] likewise: crowds, and what else counts neither way. A detection that takes
+            no object is left out if a region has at least `threshold` of its area.
+        threshold: in (0, 1].
+
+    Returns:
+        kinds: [K] FOUND, DUPLICATE, FALSE or LEFT_OUT as in `Details`.
+        targets: [K] index of the object that was found or, by a duplicate, overlapped most; or -1.
+
+    Raises:
+        ValueError: for a threshold out of range.
+    """
+    found, wanted, excluded = (_sized(x) for x in (boxes, objects, regions))
+    ignored = np.arange(len(wanted) + len(excluded)) >= len(wanted)
+    matches = _eval.match(
+        object_cells=np.zeros(len(ignored), np.int64),
+        object_boxes=np.concatenate([wanted, excluded]),
+        object_areas=np.zeros(len(ignored)),
+        ignored=ignored[None],
+        region=ignored[None],
+        unfindable=np.zeros(len(ignored), bool),
+        cells=np.zeros(len(found), np.int64),
+        boxes=found,
+        scores=np.asarray(scores, np.float64),
+        outside=np.zeros((1, len(found)), bool),
+        classes=1,
+        images=1,
+        thresholds=[threshold],
+        absorb=[],
+        drop_outside=False,
+        most=max(1, len(found)),
+        targets=True,
+        threads=1,
+    )
+    kinds, targets = np.zeros(len(found), np.uint8), np.zeros(len(found), np.int64)
+    kinds[matches.rows] = matches.kinds[0, 0]
+    targets[matches.rows] = matches.targets[0, 0]
+    return kinds, np.where(targets < len(wanted), targets, -1)
+
+
+def _sized(boxes: ArrayLike) -> NDArray[np.float64]:
+    """x1 y1 x2 y2 to x y w h."""
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+
+
 def precision_and_recall(
     matches: _eval.Matches,
     truth: GroundTruth,

@@ -19,7 +19,7 @@ AREAS = {
     "gS": (400, 1024),
     "Normal": (1024, 2000),
 }
-RULES = Rules(AREAS, COCO_THRESHOLDS, (100, 300, 1000), band="Small")
+RULES = Rules(AREAS, COCO_THRESHOLDS, (100, 300, 1000), band="Small", limit=100)
 
 
 def evaluate(

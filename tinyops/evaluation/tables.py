@@ -4,12 +4,13 @@ import json
 import math
 import operator
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 _ABSENT = -math.inf
-_PIECE = 1 << 23  # bytes of a file of detections that are objects of Python at a time
+_PIECE = 1 << 20  # bytes of a file of detections that are objects of Python at a time
+_AT_A_TIME = 1 << 16  # entries of content likewise
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -125,14 +127,8 @@ def read_ground_truth(source: Source) -> GroundTruth:
         OSError: the file cannot be read.
         ValueError: it is not what it should be: file or argument, field and index.
     """
-    with _named(source, "ground_truth"):
-        content = _decode(source, _GroundTruthFile) if _is_path(source) else source
-        if not isinstance(content, _GroundTruthFile):
-            content = _GroundTruthFile(
-                _structs(_Image, _list(content, "images")),
-                _structs(_Object, _list(content, "annotations")),
-                _structs(_Category, _list(content, "categories")),
-            )
+    with named(source, "ground_truth"):
+        content = load(source, _GroundTruthFile)
         image_ids, order = _sorted_ids(_Part("images", 0, content.images))
         class_ids, class_order = _sorted_ids(_Part("categories", 0, content.categories))
         part = _Part("annotations", 0, content.annotations)
@@ -169,12 +165,18 @@ def read_detections(source: Source, truth: GroundTruth) -> Detections:
         ValueError: it is not what it should be, or not of images and categories of `truth`: file or
             argument, field and index.
     """
-    with _named(source, "detections"):
+    with named(source, "detections"):
         try:
             columns = [_columns(part, truth) for part in _parts(source)]
-        except _NotInPieces:
-            whole = _decode(source, list[_Detection] | _DetectionFile)
-            columns = [_columns(part, truth) for part in _parts(whole)]
+        except _NotInPiecesError:
+            whole = load(source, list[_Detection] | _DetectionFile, "results")
+            is_list = isinstance(whole, list)
+            part = (
+                _Part("results", 0, whole)
+                if is_list
+                else _Part("annotations", 0, whole.annotations)
+            )
+            columns = [_columns(part, truth)]
         return Detections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
@@ -200,7 +202,7 @@ def _column(part: _Part, name: str, dtype: type[np.generic]) -> NDArray[Any]:
         raise ValueError(f"{part.name}[{part.start + k}].{name} must be in 64 bits") from None
 
 
-def _check(part: _Part, name: str, values: NDArray[Any], good: NDArray[Any], wish: str) -> None:
+def _check(part: _Part, name: str, values: NDArray[Any], good: Any, wish: str) -> None:
     if not good.all():
         k = int(good.argmin())
         where = f"{part.name}[{part.start + k}].{name}"
@@ -241,7 +243,7 @@ def _look_up(part: _Part, name: str, ids: NDArray[np.int64]) -> NDArray[np.int64
     return places
 
 
-class _NotInPieces(Exception):
+class _NotInPiecesError(Exception):
     """A file must be read as a whole."""
 
 
@@ -250,154 +252,106 @@ def _parts(source: Any) -> Iterator[_Part]:
     if _is_path(source):
         yield from _pieces(Path(source))
         return
-    if isinstance(source, _DetectionFile):
-        name, entries = "annotations", source.annotations
-    elif isinstance(source, Mapping):
-        name, entries = "annotations", _list(source, "annotations").entries
-    elif isinstance(source, Sequence) and not isinstance(source, str | bytes):
-        name, entries = "results", source
-    else:
-        raise ValueError(f"expected a list of results, got {source!r:.40}")
-    for start in range(0, max(len(entries), 1), 1 << 16):
-        part = _Part(name, start, entries[start : start + (1 << 16)])
-        yield part._replace(entries=_structs(_Detection, part))
+    name, entries = "results", source
+    if isinstance(source, Mapping):
+        name, entries = "annotations", source.get("annotations")
+    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
+        raise ValueError(f"{name} must be a list, got {entries!r:.40}")
+    for start in range(0, max(len(entries), 1), _AT_A_TIME):
+        some = entries[start : start + _AT_A_TIME]
+        yield _Part(name, start, _typed(some, list[_Detection], name, start))
 
 
 def _pieces(path: Path) -> Iterator[_Part]:
-    """A file with a list, cut between entries: no more than a piece of it is objects of Python.
+    """The list in a file, cut between entries, so that little of it is objects of Python at a time.
 
-    A cut inside an entry leaves a bracket or a quotation mark open on both sides, which no JSON
-    has, so that pieces which can be read are right.
+    A cut inside an entry would leave a bracket or a quotation mark open on both sides, which no
+    JSON has: pieces that can be read are right.
     """
     decoder = msgspec.json.Decoder(list[_Detection])
-    start, rest = 0, b""
+    start = 0
     with path.open("rb") as file:
-        begin = file.read(_PIECE).lstrip()
-        if not begin.startswith(b"["):
-            raise _NotInPieces
-        rest, is_last = begin[1:], False
-        while not is_last:
-            block = file.read(_PIECE)
-            is_last = not block
-            text = rest.rstrip() if is_last else rest + block
-            cut = text.rfind(b"]" if is_last else b"},") + (not is_last)
-            if cut < 1 - is_last or (is_last and cut + 1 < len(text)):
-                raise _NotInPieces
-            piece, rest = b"[" + text[:cut] + b"]", text[cut + 1 :]
-            if is_last and start and not piece[1:-1].strip():  # after a comma
-                raise _NotInPieces
+        for body in _bodies(file):
+            if start and not body.strip():  # after a comma
+                raise _NotInPiecesError
             try:
-                entries = decoder.decode(piece)
+                entries = decoder.decode(b"[" + body + b"]")
+            except msgspec.ValidationError as error:
+                raise _moved("results", start, error) from None
             except msgspec.DecodeError:
                 try:
-                    raw = json.loads(piece)
+                    raw = json.loads(b"[" + body + b"]")
                 except (ValueError, RecursionError):
-                    raise _NotInPieces from None
-                entries = _structs(_Detection, _Part("results", start, raw))
+                    raise _NotInPiecesError from None
+                entries = _typed(raw, list[_Detection], "results", start)
             yield _Part("results", start, entries)
             start += len(entries)
 
 
-def _decode(path: Any, kind: Any) -> Any:
-    """A file as `kind`, or as it is where it is JSON but not that."""
-    raw = Path(path).read_bytes()
+def _bodies(file: BinaryIO) -> Iterator[bytes]:
+    rest = file.read(_PIECE).lstrip()
+    if not rest.startswith(b"["):
+        raise _NotInPiecesError
+    rest = rest[1:]
+    while block := file.read(_PIECE):
+        body, comma, rest = (rest + block).rpartition(b"},")
+        if not comma:
+            raise _NotInPiecesError
+        yield body + b"}"
+    rest = rest.rstrip()
+    if not rest.endswith(b"]"):
+        raise ValueError("is not JSON: its list has no end")
+    yield rest[:-1]
+
+
+def load(source: Any, kind: Any, name: str = "") -> Any:
+    """A file, or content that was loaded, as `kind`, a type of msgspec's.
+
+    Raises:
+        ValueError: it is not; the message has the place. A list is called `name` there.
+    """
+    if not _is_path(source):
+        return _typed(source, kind, name)
+    raw = Path(source).read_bytes()
     try:
         return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise _moved(name, 0, error) from None
     except msgspec.DecodeError:
         try:
-            return json.loads(raw)
+            content = json.loads(raw)  # it knows NaN, so that its field can be named
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is not JSON: {error}") from None
+    return _typed(content, kind, name)
 
 
-def _list(content: Any, name: str) -> _Part:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"expected an object with {name}, got {type(content).__name__}")
-    entries = content.get(name)
-    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
-        raise ValueError(f"{name} must be a list, got {entries!r:.40}")
-    return _Part(name, 0, entries)
-
-
-def _structs(kind: Any, part: _Part) -> Any:
-    """Entries as `kind`, at once or, if that fails, one by one."""
+def _typed(content: Any, kind: Any, name: str = "", start: int = 0) -> Any:
+    """Content that was loaded as `kind`; name and start as of a `_Part`."""
     try:
-        return msgspec.convert(part.entries, list[kind])
-    except (msgspec.ValidationError, OverflowError):
-        return [
-            _struct(kind, f"{part.name}[{part.start + k}]", x) for k, x in enumerate(part.entries)
-        ]
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        first = error
+    try:  # it may have numbers or arrays of numpy
+        return msgspec.json.decode(msgspec.json.encode(content, enc_hook=_plain), type=kind)
+    except msgspec.ValidationError as error:
+        raise _moved(name, start, error) from None
+    except (TypeError, ValueError, RecursionError):  # it has what no JSON has
+        raise _moved(name, start, first) from None
 
 
-def _struct(kind: Any, where: str, entry: Any) -> Any:
-    """More than `msgspec` takes, such as numbers of numpy; says what is wrong."""
-    if isinstance(entry, kind):
-        return entry
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} must be an object, got {entry!r:.40}")
-    values = {}
-    for field in msgspec.structs.fields(kind):
-        value = entry.get(field.name)
-        if value is None and not field.required:
-            continue
-        wish, convert = _FIELDS[field.name]
-        try:
-            values[field.name] = convert(value)
-        except (TypeError, ValueError, OverflowError):
-            at = f"{where}.{field.name}"
-            raise ValueError(f"{at} must be {wish}, got {value!r:.60}") from None
-    return kind(**values)
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool | np.bool_):
+def _plain(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
         raise TypeError
-    return operator.index(value)
+    return value.tolist()
 
 
-def _flag(value: Any) -> int:
-    return operator.index(value.item() if isinstance(value, np.bool_) else value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool | str | bytes):
-        raise TypeError
-    if not math.isfinite(value):
-        raise ValueError
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _box(value: Any) -> tuple[float, ...]:
-    if len(value) != 4:
-        raise ValueError
-    return tuple(_number(x) for x in value)
-
-
-_ID, _FLAG, _NUMBER = (
-    ("an integer", _integer),
-    ("true or false", _flag),
-    ("a finite number", _number),
-)
-_FIELDS: Mapping[str, tuple[str, Any]] = {
-    "id": _ID,
-    "image_id": _ID,
-    "category_id": _ID,
-    "bbox": ("four finite numbers", _box),
-    "score": _NUMBER,
-    "area": _NUMBER,
-    "size": _NUMBER,
-    "iscrowd": _FLAG,
-    "ignore": _FLAG,
-    "uncertain": _FLAG,
-    "file_name": ("a text", _text),
-    "name": ("a text", _text),
-}
+def _moved(name: str, start: int, error: Exception) -> ValueError:
+    """msgspec's error with its place in front: field, and index in the whole list."""
+    what, _, place = str(error).partition(" - at `$")
+    place = place.rstrip("`").lstrip(".")
+    if number := re.match(r"\[(\d+)\]", place):
+        place = f"{name}[{start + int(number[1])}]{place[number.end() :]}"
+    return ValueError(f"{place}: {what}" if place else what)
 
 
 def _is_path(source: Any) -> bool:
@@ -405,7 +359,7 @@ def _is_path(source: Any) -> bool:
 
 
 @contextmanager
-def _named(source: Any, argument: str) -> Iterator[None]:
+def named(source: Any, argument: str) -> Iterator[None]:
     """Errors begin with the file or the argument."""
     name = os.fspath(source) if _is_path(source) else argument
     try:

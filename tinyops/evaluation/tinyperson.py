@@ -22,15 +22,15 @@ Quirks of the original under `compatible`:
 `MR_without_index_wrap` has the second value in any case.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyops.evaluation.average_precision import Evaluation, Rules
-from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, Details
-from tinyops.evaluation.matcher import count_objects, match
+from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, Details, mean_of_classes
+from tinyops.evaluation.matcher import RECALL, count_objects, match
 from tinyops.evaluation.tables import (
     Detections,
     GroundTruth,
@@ -87,12 +87,12 @@ def evaluate(
     """
     truth = read_ground_truth(ground_truth)
     found = read_detections(detections, truth)
-    evaluation = _average_precision(truth, found, compatible, threads, max_detections, flags)
+    rules = _rules(BANDS, THRESHOLDS, max_detections)
+    evaluation = _evaluation(truth, found, rules, compatible, threads, flags)
     result = evaluation.tables()
     result["iouThrs"] = list(THRESHOLDS)
     if len(truth.classes) == 1:
-        curve = evaluation.curves[0][0, list(BANDS).index("tiny"), THRESHOLDS.index(0.5), 0]
-        result["precision_at_101_recalls_IoU0.50_tiny"] = curve.tolist()
+        result |= _headline_curve(evaluation)
     result["MR"] = _miss_rates(truth, found, compatible, threads)
     return result
 
@@ -114,6 +114,47 @@ def table(result: dict[str, Any]) -> list[dict[str, float | str | None]]:
     return table
 
 
+def sized_ap(
+    ground_truth: Source,
+    detections: Source,
+    *,
+    bands: Mapping[str, tuple[float, float]] = BANDS,
+    thresholds: Sequence[float] = THRESHOLDS,
+    max_detections: int = 200,
+    threads: int | None = None,
+) -> dict[tuple[str, float], float]:
+    """AP with other sizes and thresholds, without the quirks.
+
+    Args:
+        ground_truth: as of `evaluate`, as is what follows unless stated.
+        detections: likewise.
+        bands: name -> limits of sqrt(area) in pixels, both included.
+        thresholds: least overlaps of a match, in (0, 1].
+        max_detections: best detections counted per image and class.
+        threads: likewise.
+
+    Returns:
+        (band, threshold) -> AP in 0..1, or -1 where no object counts.
+
+    Raises:
+        ValueError: as `evaluate`, or a band, a threshold or `max_detections` is out of range.
+    """
+    for band, (low, high) in bands.items():
+        if not 0 <= low < high:
+            raise ValueError(f"bands[{band!r}] must rise from 0 or more, got {(low, high)}")
+    if not thresholds or not all(0 < t <= 1 for t in thresholds):
+        raise ValueError(f"thresholds must be in (0, 1], got {tuple(thresholds)}")
+    truth = read_ground_truth(ground_truth)
+    found = read_detections(detections, truth)
+    rules = _rules(bands, thresholds, max_detections)
+    ap = _evaluation(truth, found, rules, False, threads, True).ap[0]
+    return {
+        (band, t): float(mean_of_classes(ap[a, k][None])[0])
+        for a, band in enumerate(bands)
+        for k, t in enumerate(thresholds)
+    }
+
+
 def details(
     ground_truth: Source,
     detections: Source,
@@ -128,26 +169,49 @@ def details(
     """Of the AP, at IoU 0.50 and band tiny by default."""
     truth = read_ground_truth(ground_truth)
     found = read_detections(detections, truth)
-    evaluation = _average_precision(truth, found, compatible, threads, max_detections, flags)
+    rules = _rules(BANDS, THRESHOLDS, max_detections)
+    evaluation = _evaluation(truth, found, rules, compatible, threads, flags)
     return evaluation.details("tinyperson", band, threshold)
 
 
-def _average_precision(
-    truth: GroundTruth,
-    found: Detections,
-    compatible: bool,
-    threads: int | None,
-    max_detections: int,
-    flags: bool,
-) -> Evaluation:
+def _rules(
+    bands: Mapping[str, tuple[float, float]], thresholds: Sequence[float], max_detections: int
+) -> Rules:
     if max_detections < 1:
         raise ValueError(f"max_detections must be positive, got {max_detections}")
-    areas = {band: (low**2, high**2) for band, (low, high) in BANDS.items()}
-    rules = Rules(areas, THRESHOLDS, (max_detections,), band="tiny")
-    ignore, absorb = truth.crowd, ()
-    if flags:
-        ignore, absorb = truth.crowd | truth.ignore | truth.uncertain, THRESHOLDS
+    areas = {band: (low**2, high**2) for band, (low, high) in bands.items()}
+    return Rules(areas, thresholds, (max_detections,), "tiny", max_detections)
+
+
+def _evaluation(
+    truth: GroundTruth,
+    found: Detections,
+    rules: Rules,
+    compatible: bool,
+    threads: int | None,
+    flags: bool,
+) -> Evaluation:
+    """The AP of TinyBenchmark."""
+    ignore = truth.crowd | truth.ignore | truth.uncertain if flags else truth.crowd
+    absorb = rules.thresholds if flags else ()
     return Evaluation(truth, found, rules, ignore, truth.crowd, absorb, compatible, threads)
+
+
+def _headline_curve(evaluation: Evaluation) -> dict[str, list[float]]:
+    """Of a single class: precision, and the score down to which detections are taken, by recall."""
+    a, t = list(BANDS).index("tiny"), THRESHOLDS.index(0.5)
+    precision = evaluation.curves[0][0, a, t, 0]
+    scores = np.full(len(RECALL), -1.0)
+    objects = count_objects(evaluation.truth, evaluation.ignored)[a, 0]
+    if objects:
+        matches = evaluation.matches
+        recall = (matches.kinds[a, t][matches.by_score] == FOUND).cumsum() / objects
+        best_first = evaluation.found.scores[matches.rows[matches.by_score]]
+        scores = np.append(best_first, 0)[np.searchsorted(recall, RECALL)]
+    return {
+        "precision_at_101_recalls_IoU0.50_tiny": precision.tolist(),
+        "score_at_101_recalls_IoU0.50_tiny": scores.tolist(),
+    }
 
 
 def _miss_rates(
@@ -181,10 +245,10 @@ def _miss_rates(
         for t, threshold in enumerate(THRESHOLDS):
             kinds = np.where(dropped, _DROPPED, matches.kinds[a, t][matches.by_score])
             parts = np.split(kinds, matches.offsets[1:-1])
-            classes = [_recalls(*x, len(truth.image_ids)) for x in zip(parts, counts[a])]
-            before, wrapped, recalls = zip(*classes, strict=True)
+            classes = [_recalls(parts[c], n, len(truth.image_ids)) for c, n in enumerate(counts[a])]
+            before, wrapped, recalls = ([x[k] for x in classes] for k in range(3))
             read = wrapped if compatible else recalls
-            values = (_rate(read), list(before), _rate(recalls), [x.tolist() for x in read])
+            values = (_rate(read), before, _rate(recalls), [x.tolist() for x in read])
             for name, value in zip(names, values, strict=True):
                 block[name][f"{threshold:.2f}"] = value
         result[band] = block
@@ -192,7 +256,7 @@ def _miss_rates(
 
 
 def _rate(recalls: Sequence[NDArray[np.float64]]) -> float:
-    counted = np.concatenate(recalls)
+    counted = np.concatenate([*recalls, np.zeros(0)])
     counted = counted[counted > -1]
     with np.errstate(divide="ignore"):  # a recall of 1 makes it 0
         return float(np.exp(np.log(1 - counted).mean())) if counted.size else -1.0

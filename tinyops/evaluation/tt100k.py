@@ -29,9 +29,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.content import convert, load_json
-from tinyops.evaluation.curves import RECALL, interpolate
+from tinyops.evaluation.curves import interpolate
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, Details
+from tinyops.evaluation.matcher import RECALL
+from tinyops.evaluation.tables import load, named
 
 SIZES: Mapping[str, tuple[float, float]] = {  # of the longer side in pixels, the upper one excluded
     "small": (0, 32),
@@ -150,7 +151,9 @@ def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for size in SIZES:
         measures = result[f"{start}_{size}_type45"]
         rates = {key: 100 * measures[key] for key in ("accuracy", "recall", "F1")}
-        rows.append({"size": size, **{k: v if v >= 0 else None for k, v in rates.items()}})
+        rows.append(
+            {"size": size, "classes": "45", **{k: v if v >= 0 else None for k, v in rates.items()}}
+        )
     return rows
 
 
@@ -254,11 +257,11 @@ class _Scene:
     """The objects and detections of the images that are measured, and which pairs overlap."""
 
     def __init__(self, ground_truth: Any, detections: Any, compatible: bool) -> None:
-        truth, truth_name = _images(ground_truth, "ground_truth")
-        found, found_name = _images(detections, "detections")
-        for name in found:
-            if name not in truth:
-                raise ValueError(f"{found_name}: imgs[{name!r}] is not in {truth_name}")
+        truth = _images(ground_truth, "ground_truth")
+        found = _images(detections, "detections")
+        with named(detections, "detections"):
+            if unknown := [name for name in found if name not in truth]:
+                raise ValueError(f"imgs[{unknown[0]!r}] is not in the ground truth")
         if compatible:
             measured = set(found)
         else:
@@ -267,8 +270,10 @@ class _Scene:
         self.names = [name for name in truth if name in measured or not found]
         self.paths = [truth[name].path for name in self.names]
         labels: dict[str, int] = {}
-        self.truth = _flat(self.names, truth, truth_name, labels)
-        self.found = _flat(self.names, found, found_name, labels)
+        with named(ground_truth, "ground_truth"):
+            self.truth = _flat(self.names, truth, labels)
+        with named(detections, "detections"):
+            self.found = _flat(self.names, found, labels)
         self.classes = list(labels)
         self.numbers = np.arange(len(labels))
         self.pairs = _overlaps(len(self.names), self.truth, self.found)
@@ -321,25 +326,27 @@ def _folder(image: _Image) -> str:
     return image.path.partition("/")[0]
 
 
-def _images(source: Any, argument: str) -> tuple[dict[str, _Image], str]:
-    content, where = load_json(source, argument)
-    images = content.get("imgs") if isinstance(content, Mapping) else None
-    if not isinstance(images, Mapping):
-        raise ValueError(f"{where}: expected an object with imgs, which is one by image id")
-    places = {key: f"{where}: imgs[{key!r}]" for key in images}
-    return {str(key): convert(x, _Image, places[key]) for key, x in images.items()}, where
+def _images(source: Any, argument: str) -> dict[str, _Image]:
+    images = {}
+    with named(source, argument):
+        content = load(source, Any)
+        entries = content.get("imgs") if isinstance(content, Mapping) else None
+        if not isinstance(entries, Mapping):
+            raise ValueError("expected an object with imgs, which is one by image id")
+        for key, entry in entries.items():
+            with named(f"imgs[{key!r}]", ""):
+                images[str(key)] = load(entry, _Image)
+    return images
 
 
-def _flat(
-    names: Sequence[str], images: Mapping[str, _Image], where: str, labels: dict[str, int]
-) -> _Objects:
+def _flat(names: Sequence[str], images: Mapping[str, _Image], labels: dict[str, int]) -> _Objects:
     """The objects of the images of these names; new classes are added to `labels`."""
     owners, kinds, rows = [], [], []
     for number, name in enumerate(names):
         for k, entry in enumerate(images[name].objects if name in images else ()):
             box = entry.bbox
             corners = (box.xmin, box.ymin, box.xmax, box.ymax)
-            place = f"{where}: imgs[{name!r}].objects[{k}]"
+            place = f"imgs[{name!r}]: objects[{k}]"
             if not all(map(math.isfinite, corners)) or box.xmax < box.xmin or box.ymax < box.ymin:
                 raise ValueError(
                     f"{place}.bbox must be finite with xmin <= xmax and ymin <= ymax, got {corners}"

@@ -11,8 +11,8 @@ the precision that no higher recall exceeds.
 Quirks that `compatible=True` reproduces:
 
 - Detections in images without faces are no false alarms.
-- Scores are stretched from min(1, the least) to max(0, the greatest), which is not 0..1 for scores
-  outside of it; if all of them are 1 or all are 0, no detection counts.
+- Scores are stretched from min(1, the least) to max(0, the greatest), which are not their ends if
+  all are above 1 or all below 0. If both are equal, as with one detection, none counts.
 - Detections that are not sorted by score are not sorted here either: one of a low score counts if
   one of a high score follows.
 - AP and recall of a set without faces are None (NaN there).
@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.curves import RECALL, interpolate
+from tinyops.evaluation.curves import area, interpolate
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, Details
+from tinyops.evaluation.matcher import RECALL
 from tinyops.evaluation.widerface_files import SETS, Key, Rows, read_detections, read_truth
 
 IOU = 0.5
@@ -85,9 +86,9 @@ def evaluate(
         recall; precision is None where no detection counts.
 
     Raises:
-        ImportError: scipy, which reads .mat, is not installed.
         OSError: a file cannot be read.
-        ValueError: naming the file or argument, field and index of what is wrong.
+        ValueError: naming the file or argument, field and index of what is wrong; or that scipy,
+            which reads .mat, is not installed.
     """
     images = _images(ground_truth, detections, compatible)
     curves = {name: _curve(images, name, compatible) for name in SETS}
@@ -116,7 +117,7 @@ def details(
         bands[name] = (float(sizes.min()), float(sizes.max())) if len(sizes) else (0.0, 0.0)
         curve = _curve(images, name, compatible)
         precision.append(interpolate(*curve.rates) if curve.faces else np.full(len(RECALL), -1.0))
-        ap.append(_area(*curve.rates) if curve.faces else -1.0)
+        ap.append(area(*curve.rates) if curve.faces else -1.0)
     none, start = np.empty(0, np.int64), 0
     columns: list[tuple[Any, ...]] = [
         (none, none, np.empty((0, 5)), np.empty((0, 4)), none, none, none)
@@ -185,7 +186,7 @@ def _measure(curve: _Curve, compatible: bool) -> dict[str, Any]:
         for k in range(24, 1000, 25)
     ]
     none = None if compatible else -1.0
-    ap = _area(recall, precision) if curve.faces else none
+    ap = area(recall, precision) if curve.faces else none
     return {"AP": ap, "count_face": curve.faces, "curve": rows}
 
 
@@ -205,15 +206,9 @@ def _curve(images: Sequence[_Image], name: str, compatible: bool) -> _Curve:
     return _Curve(sum(int(image.sets[name].sum()) for image in images), total)
 
 
-def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
-    """Under the precision that no higher recall exceeds."""
-    best = np.maximum.accumulate(np.nan_to_num(precision)[::-1])[::-1]
-    return float((np.diff(recall, prepend=0) * best).sum())
-
-
 def _images(ground_truth: Any, detections: Any, compatible: bool) -> list[_Image]:
-    truth, truth_name = read_truth(ground_truth)
-    found = read_detections(detections, truth, truth_name)
+    truth = read_truth(ground_truth)
+    found = read_detections(detections, truth)
     scores = np.concatenate([np.empty(0), *(rows[:, 4] for rows in found.values())])
     low, high = scores.min(initial=np.inf), scores.max(initial=-np.inf)
     if compatible:

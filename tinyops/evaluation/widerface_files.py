@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.content import convert, load_json
+from tinyops.evaluation.tables import load, named
 
 SETS = ("easy", "medium", "hard")
 
@@ -41,51 +41,51 @@ class _FoundEvent(msgspec.Struct):
     images: list[_Found]
 
 
-def read_truth(source: Any) -> tuple[Truth, str]:
-    if _is_folder(source):
-        entries, where = _read_mat(Path(source)), str(source)
-    else:
-        content, where = load_json(source, "ground_truth")
-        events = convert(content, list[_FaceEvent], where)
-        entries = (
-            (f"{where}[{i}].images[{k}]", event.event, image)
-            for i, event in enumerate(events)
-            for k, image in enumerate(event.images)
-        )
+def read_truth(source: Any) -> Truth:
+    """Faces of every image; see `tinyops.evaluation.widerface.evaluate`."""
     truth: Truth = {}
-    for place, event, image in entries:
-        if (event, image.name) in truth:
-            raise ValueError(f"{place}: image {event}/{image.name} is there twice")
-        faces = _rows(image.gt, 4, f"{place}.gt")
-        sets = {name: np.zeros(len(faces), bool) for name in SETS}
-        for name, mask in sets.items():
-            for number in getattr(image, name):
-                if not 0 <= number < len(faces) or mask[number]:
-                    raise ValueError(
-                        f"{place}.{name}: expected different indices of {len(faces)} faces, "
-                        f"got {number}"
-                    )
-                mask[number] = True
-        truth[event, image.name] = faces, sets
-    return truth, where
+    with named(source, "ground_truth"):
+        for place, event, image in _entries(source):
+            if (event, image.name) in truth:
+                raise ValueError(f"{place}: image {event}/{image.name} is there twice")
+            faces = _rows(image.gt, 4, f"{place}.gt")
+            sets = {name: np.zeros(len(faces), bool) for name in SETS}
+            for name, mask in sets.items():
+                for number in getattr(image, name):
+                    if not 0 <= number < len(faces) or mask[number]:
+                        raise ValueError(
+                            f"{place}.{name}: expected different indices of {len(faces)} faces, "
+                            f"got {number}"
+                        )
+                    mask[number] = True
+            truth[event, image.name] = faces, sets
+    return truth
 
 
-def read_detections(source: Any, truth: Truth, truth_name: str) -> dict[Key, Rows]:
+def read_detections(source: Any, truth: Truth) -> dict[Key, Rows]:
+    """Detections of some or all images of the ground truth."""
     if _is_folder(source):
-        return {
-            key: _read_text(Path(source).joinpath(*key).with_name(f"{key[1]}.txt")) for key in truth
-        }
-    content, where = load_json(source, "detections")
+        return {key: _read_text(Path(source) / key[0] / f"{key[1]}.txt") for key in truth}
     found: dict[Key, Rows] = {}
-    for i, event in enumerate(convert(content, list[_FoundEvent], where)):
-        for k, image in enumerate(event.images):
-            key, place = (event.event, image.name), f"{where}[{i}].images[{k}]"
-            if key not in truth:
-                raise ValueError(f"{place}: image {'/'.join(key)} is not in {truth_name}")
-            if key in found:
-                raise ValueError(f"{place}: image {'/'.join(key)} is there twice")
-            found[key] = _rows(image.dt, 5, f"{place}.dt")
+    with named(source, "detections"):
+        for i, event in enumerate(load(source, list[_FoundEvent])):
+            for k, image in enumerate(event.images):
+                key, place = (event.event, image.name), f"[{i}].images[{k}]"
+                if key not in truth or key in found:
+                    wrong = "is there twice" if key in found else "is not in the ground truth"
+                    raise ValueError(f"{place}: image {'/'.join(key)} {wrong}")
+                found[key] = _rows(image.dt, 5, f"{place}.dt")
     return found
+
+
+def _entries(source: Any) -> Iterator[tuple[str, str, _Faces]]:
+    """Place for messages, event and faces of each image."""
+    if _is_folder(source):
+        yield from _read_mat(Path(source))
+        return
+    for i, event in enumerate(load(source, list[_FaceEvent])):
+        for k, image in enumerate(event.images):
+            yield f"[{i}].images[{k}]", event.event, image
 
 
 def _is_folder(source: Any) -> bool:
@@ -123,28 +123,26 @@ def _read_text(path: Path) -> Rows:
 
 
 def _read_mat(folder: Path) -> Iterator[tuple[str, str, _Faces]]:
-    """Place for messages, event and faces of each image of the benchmark's files."""
+    """The benchmark's own files; errors name them within their folder."""
     val = folder / "wider_face_val.mat"
     lists = [_cells(val, name) for name in ("event_list", "file_list", "face_bbx_list")]
     lists += [_cells(folder / f"wider_{name}_val.mat", "gt_list") for name in SETS]
     if len({len(x) for x in lists}) > 1:
-        raise ValueError(f"{folder}: its files have {[len(x) for x in lists]} events")
+        raise ValueError(f"its files have {[len(x) for x in lists]} events")
     for event, *parts in zip(*lists, strict=True):
         title = str(np.ravel(event)[0])
         images = [np.ravel(part) for part in parts]
         if len({len(x) for x in images}) > 1:
-            raise ValueError(f"{folder}: {title} has {[len(x) for x in images]} images")
+            raise ValueError(f"{title} has {[len(x) for x in images]} images")
         for file, boxes, *indices in zip(*images, strict=True):
             try:
                 name = str(np.ravel(file)[0])
                 numbers = (np.ravel(x).astype(int) - 1 for x in indices)  # Matlab counts from 1
                 faces = np.reshape(boxes, (-1, 4)).astype(float).tolist()
             except (ValueError, TypeError, IndexError) as error:
-                raise ValueError(
-                    f"{folder}: an image of {title} is not readable: {error}"
-                ) from None
+                raise ValueError(f"an image of {title} is not readable: {error}") from None
             sets = dict(zip(SETS, (x.tolist() for x in numbers), strict=True))
-            yield f"{folder}: {title}/{name}", title, _Faces(name, faces, **sets)
+            yield f"{title}/{name}", title, _Faces(name, faces, **sets)
 
 
 def _cells(path: Path, name: str) -> NDArray[np.object_]:
@@ -152,13 +150,13 @@ def _cells(path: Path, name: str) -> NDArray[np.object_]:
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError:
-        raise ImportError(f'reading {path} needs scipy: pip install "tinyops[wider]"') from None
+        raise ValueError(f"{path.name} needs the package scipy: pip install scipy") from None
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there")
     try:
         content = loadmat(path)
     except Exception as error:  # of a broken file it raises what it happens to stumble over
-        raise ValueError(f"{path} is no .mat file that scipy reads: {error}") from None
+        raise ValueError(f"{path.name} is no .mat file that scipy reads: {error}") from None
     if name not in content or content[name].dtype != object:
-        raise ValueError(f"{path}: expected a list of cells {name}, found none")
+        raise ValueError(f"{path.name}: expected a list of cells {name}, found none")
     return np.ravel(content[name])

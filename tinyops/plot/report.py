@@ -116,12 +116,20 @@ def crop(
         outcomes: [K] indices of `LEGEND`.
         texts: [K] written beside a box, may be empty.
     """
-    longest = max(box[2] - box[0], box[3] - box[1])
-    size = max(LEAST, math.ceil(NEAR * longest))
-    left, right = _range(box[0], box[2], size, image.width)
-    top, bottom = _range(box[1], box[3], size, image.height)
+    full = (image.width, image.height)
+    x1, y1, x2, y2 = np.clip(box, 0, [*full, *full]).tolist()
+    size = max(LEAST, math.ceil(NEAR * max(x2 - x1, y2 - y1)))
+    there = np.flatnonzero(((boxes[:, :2] < full) & (boxes[:, 2:] > 0)).all(1)).tolist()
+    left, right = _range(x1, x2, size, image.width)
+    top, bottom = _range(y1, y2, size, image.height)
     nothing = np.empty((0, 4))
-    scene = Scene(boxes, [rgb(LEGEND[k].color) for k in outcomes], texts, nothing, nothing)
+    scene = Scene(
+        boxes[there].clip(0, [*full, *full]),
+        [rgb(LEGEND[outcomes[k]].color) for k in there],
+        [texts[k] for k in there],
+        removed=nothing,
+        tiles=nothing,
+    )
     return magnified(scene, image, (left, top, right, bottom), SIDE / size)
 
 
