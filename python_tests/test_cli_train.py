@@ -169,7 +169,7 @@ def test_images_of_another_size_are_found_before_the_training(folder, tmp_path, 
     (tmp_path / "val.json").write_text(json.dumps(table))
     more = ["--val-annotations", str(tmp_path / "val.json")]
     assert main(command(folder, tmp_path / "run", *more)) == 2
-    assert "must be 97x64 px as the json says, got 96x64" in capsys.readouterr().err
+    assert "must be 97x64 px as its annotations say, got 96x64" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -283,7 +283,7 @@ def _head(data: AnnotatedSet) -> dict[str, Any]:
     for image in data.images:
         entry = {"id": image.id, "file_name": image.file_name, "width": image.width}
         entry |= {"height": image.height, **image.extra}
-        images.append(entry if image.corner is None else {**entry, "corner": image.corner})
+        images.append(entry if image.corner is None else {**entry, "corner": list(image.corner)})
     extra = dict(data.extra)
     rest = extra.pop("categories", [])
     rest = rest if len(rest) == len(data.classes) else [{}] * len(data.classes)

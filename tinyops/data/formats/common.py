@@ -119,7 +119,7 @@ def numbers(where: str, line: str, fields: str, separator: str | None = None) ->
     with suppress(ValueError):
         values = [float(word) for word in words]
     if len(values) != count or not all(abs(value) < _LIMIT for value in values):
-        raise ValueError(f"{where}: expected {count} finite numbers, {fields}; got {line!r:.80}")
+        raise ValueError(f"{where}: {fields} must be finite numbers, got {line!r:.80}")
     return values
 
 

@@ -79,7 +79,7 @@ def _read_text(path: Path) -> Iterator[_Image]:
         if k + 1 == len(lines):
             raise ValueError(f"{where}: expected the number of faces of {name!r:.80}, got the end")
         count = common.whole(
-            where, "the number of faces", *common.numbers(where, lines[k + 1], "n")
+            where, "the number of faces", *common.numbers(where, lines[k + 1], "count")
         )
         k += 2
         if k + count > len(lines):

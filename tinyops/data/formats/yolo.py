@@ -83,9 +83,7 @@ def _read_yaml(path: Path, split: str | None) -> tuple[list[str], list[Path]]:
     places: Any = content.get(chosen) if chosen else None
     places = places if isinstance(places, list) else [places]
     if not all(isinstance(place, str) for place in places):
-        raise ValueError(
-            f"{path}: {chosen or 'train'} must be a path or a list, got {places!r:.60}"
-        )
+        raise ValueError(f"{path}: {chosen or 'train'} must be paths, got {places!r:.60}")
     root = path.parent / str(content.get("path") or "")
     return list(map(str, names)), [_place(root, place) for place in places]
 
