@@ -22,11 +22,11 @@ NO_NAMES = ("visdrone", "widerface")
 
 
 @st.composite
-def sets(draw, whole=True):
+def sets(draw, *, least=1, whole=True):
     """Sets with boxes inside their images."""
     classes = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True))
     images = []
-    for k in range(draw(st.integers(0, 3))):
+    for k in range(draw(st.integers(least, 3))):
         size = [draw(st.integers(2, 90)) for _ in range(2)]
         rows = []
         for _ in range(draw(st.integers(0, 4))):
@@ -92,12 +92,7 @@ def test_every_format_becomes_every_other(first, second):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             (root / "again").mkdir()
-            try:
-                once = through(draw_images(data, root), root, first)
-            except ValueError as error:  # formats of texts alone cannot say that there is nothing
-                assert not data.images
-                assert "found none" in str(error) or "cannot tell the format" in str(error)
-                return
+            once = through(draw_images(data, root), root, first)
             assert_same(content(once, first), content(data, first))
             twice = through(once, root / "again", second)
             assert_same(content(twice, second), content(once, second))
@@ -106,7 +101,7 @@ def test_every_format_becomes_every_other(first, second):
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=sets(whole=False))
+@given(data=sets(least=0, whole=False))
 def test_coco_keeps_every_bit(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.json"
@@ -122,8 +117,6 @@ def test_coco_keeps_every_bit(data):
 @settings(max_examples=15, deadline=None)
 @given(data=sets(whole=False), name=st.sampled_from(("yolo", "tt100k", "visdrone", "voc")))
 def test_decimals_are_kept_or_rounded(data, name):
-    if not data.images:
-        return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         found = content(through(draw_images(data, root), root, name), name)

@@ -105,8 +105,9 @@ def test_fields_that_some_annotations_lack_stay_away_from_them(tmp_path):
         read(tmp_path / "a.json")
 
 
+LINES = "10,20,5,6,1,4,0,2\n1,2,30,40,0,0,0,0,\n3,4,5,6,0,1,1,0\n7,8,9,9,1,11,0,0\n"
 VISDRONE = {
-    "annotations/b.txt": "10,20,5,6,1,4,0,2\n1,2,30,40,0,0,0,0,\n3,4,5,6,0,1,1,0\n7,8,9,9,1,11,0,0\n",
+    "annotations/b.txt": LINES,
     "annotations/a.txt": "",
     "images/a.jpg": (50, 40),
     "images/b.png": (60, 70),
@@ -337,25 +338,23 @@ def test_what_lies_at_a_path_tells_the_format(tmp_path):
     for name, path in found.items():
         assert recognise(path)[0] == name
     assert recognise(found["coco"])[1].name == "a.json"
-    with pytest.raises(
-        ValueError, match=r"cannot tell the format\. Looked for coco: .*; yolo: data"
-    ):
+    with pytest.raises(ValueError, match=r"cannot tell the format\. Looked for coco: .*; yolo"):
         recognise(files(tmp_path / "n", {"a.txt": ""}))
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("annotations/b.txt", "1,2,3\n", r"b\.txt line 1: left top .* must be finite numbers"),
+        ("annotations/b.txt", "1,2,3\n", r"b\.txt line 1: left .* must be finite num"),
         (
             "annotations/b.txt",
             "1,2,3,x,1,1,0,0",
-            r"b\.txt line 1: left top .* must be finite numbers",
+            r"b\.txt line 1: left .* must be finite num",
         ),
         (
             "annotations/b.txt",
             "1,2,3,nan,1,1,0,0",
-            r"b\.txt line 1: left top .* must be finite numbers",
+            r"b\.txt line 1: left .* must be finite num",
         ),
         ("annotations/b.txt", "\n1,2,3,4,1,12,0,0", r"b\.txt line 2: category must be a whole"),
         ("annotations/b.txt", "1,2,3,4,1,1.5,0,0", r"b\.txt line 1: category must be a whole"),
@@ -437,17 +436,17 @@ def test_wrong_wider_face_is_named(tmp_path, old, new, message):
         (("imgs",), [], "expected an object with types and imgs"),
         (("imgs", "5"), 3, r"imgs\['5'\] must have a list of objects, got 3"),
         (("imgs", "5", "id"), "5", r"imgs\['5'\] must have an int id and a path"),
-        (("imgs", "5", "objects", 1, "category"), "x", r"'5'\] object 1: category 'x' is not in"),
+        (("imgs", "5", "objects", 1, "category"), "x", r"'5'\] object 1: category 'x' is not"),
         (("imgs", "5", "objects", 1, "bbox"), [1], r"'5'\] object 1 must have category and bbox"),
         (
             ("imgs", "5", "objects", 0, "bbox", "xmin"),
             "1",
-            r"'5'\] object 0: bbox must have the nu",
+            r"'5'\] object 0: bbox must have",
         ),
         (
             ("imgs", "5", "objects", 0, "bbox", "xmax"),
             1,
-            r"'5'\] object 0: bbox must not have a ne",
+            r"'5'\] object 0: bbox must not",
         ),
         (("types",), ["a", "a"], "types must be names, each once"),
     ],

@@ -311,24 +311,31 @@ def _own_ids(data: AnnotatedSet) -> bool:
     return len(np.unique(ids)) == len(ids)
 
 
+def _unsaid(data: AnnotatedSet, image: AnnotatedImage) -> NDArray[np.bool_]:
+    """[K] objects to be ignored that neither a flag nor the category of the file calls so."""
+    said = image.labels == 0 if "ignore_category" in data.extra else ~image.ignore
+    for name in _IGNORED:
+        said = said | (image.attributes.get(name, np.zeros(1)) != 0)
+    return image.ignore & ~said
+
+
 def _annotations(data: AnnotatedSet) -> Iterator[dict[str, Any]]:
     """Image by image."""
-    known, named = _own_ids(data), "ignore_category" in data.extra
+    known = _own_ids(data)
+    add = ["iscrowd"]  # AI-TOD's evaluator wants it everywhere
+    if any(_unsaid(data, image).any() for image in data.images):
+        add.append("ignore")
     category_ids = (_ignore_id(data), *data.category_ids)
     number = 0
     for image in data.images:
         table = {name: values for name, values in image.attributes.items() if name not in _CORE}
-        told = np.zeros(len(image), np.bool_)
+        unsaid = _unsaid(data, image)
+        for name in add:
+            table.setdefault(name, np.zeros(len(image), np.int64))
         for name in _IGNORED:
             if name in table:
-                table[name] = np.where(image.ignore, table[name], table[name].dtype.type(0))
-                told |= table[name] != 0
-        silent = image.ignore & ~told & ~(named & (image.labels == 0))
-        for name in ("iscrowd", "ignore"):
-            if name in table or silent.any():
-                table[name] = np.where(silent, 1, table.get(name, np.zeros(len(image), np.int64)))
-        if "iscrowd" not in table:
-            table["iscrowd"] = np.zeros(len(image), np.int64)
+                flag = np.where(image.ignore, table[name], table[name].dtype.type(0))
+                table[name] = np.where(unsaid & (name in add), 1, flag) if unsaid.any() else flag
         if "area" not in table:
             table["area"] = image.bbox[:, 2] * image.bbox[:, 3]
         names, rows = list(table), zip(*(values.tolist() for values in table.values()), strict=True)

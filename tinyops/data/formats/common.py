@@ -306,4 +306,4 @@ def _said(values: NDArray[Any]) -> int:
     """How many objects have a value other than none and zero."""
     if values.dtype == object:
         return sum(value is not None for value in values)
-    return int((values != 0).reshape(len(values), -1).any(1).sum())
+    return int((values != 0).any(tuple(range(1, values.ndim))).sum())
