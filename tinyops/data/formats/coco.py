@@ -48,7 +48,7 @@ def read(
     text, refused = path.read_bytes().removeprefix(codecs.BOM_UTF8), None
     try:
         content = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         try:
             content, refused = json.loads(text), error  # it knows NaN, whose place is then found
         except (ValueError, RecursionError) as reason:
@@ -177,7 +177,7 @@ def _check_image(where: str, entry: Any) -> None:
     for key in ("width", "height"):
         if type(entry.get(key)) is not int or not 1 <= entry[key] < 2**31:
             raise ValueError(f"{where}: {key} must be a positive int, got {entry.get(key)!r:.40}")
-    if not isinstance(entry.get("file_name"), str):
+    if not isinstance(entry.get("file_name"), str) or "\0" in entry["file_name"]:
         raise ValueError(f"{where}: file_name must be a text, got {entry.get('file_name')!r:.40}")
     corner = entry.get("corner")
     if corner is None:

@@ -109,6 +109,8 @@ def read_lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be a text in UTF-8: {error}") from None
+    if "\0" in text:
+        raise ValueError(f"{path} must be a text, got a NUL")
     return [line.strip() for line in text.rstrip().splitlines()]
 
 
