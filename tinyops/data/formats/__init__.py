@@ -156,7 +156,7 @@ def recognise(path: Path) -> tuple[str, Path]:
 def _has_imgs(path: Path) -> bool:
     try:
         content = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False  # the reader says what is wrong
     return "imgs" in content and "images" not in content
 

@@ -12,6 +12,7 @@ regions to be ignored. The images' sizes are in their files.
 """
 
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,14 @@ def _read_yaml(path: Path, split: str | None) -> tuple[list[str], list[Path]]:
     names = content.get("names")
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str | int) for n in names):
-        raise ValueError(f"{path}: names must be the classes from 0 on, got {names!r:.60}")
+    if not isinstance(names, list) or not names or not {type(n) for n in names} <= {str, int}:
+        raise ValueError(f"{path}: names must be the classes from 0 on, got {reprlib.repr(names)}")
     known = [key for key in ("train", "val", "test") if content.get(key)]
     chosen = common.choose_split(path, split, known)
     places: Any = content.get(chosen) if chosen else None
     places = places if isinstance(places, list) else [places]
     if not all(isinstance(place, str) for place in places):
-        raise ValueError(
-            f"{path}: {chosen or 'train'} must be a path or a list, got {places!r:.60}"
-        )
+        raise ValueError(f"{path}: {chosen or 'train'} must be paths, got {reprlib.repr(places)}")
     root = path.parent / str(content.get("path") or "")
     return list(map(str, names)), [_place(root, place) for place in places]
 
