@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from tinyops.data.synth import make_scene
 from tinyops.data.tiles import Window, clip_to_window, tile_windows
-from tinyops.evaluation.matching import DUPLICATE, FALSE, FOUND, match
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
+from tinyops.evaluation import tinyperson
+from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND
+from tinyops.evaluation.matcher import match_image
 from tinyops.models import load
 
 SEED = 7070  # of the scenes; no training draws from this set
@@ -29,7 +30,7 @@ MIN_VISIBLE = 0.7  # square root of the share of an object that a tile must show
 MAX_DETECTIONS = 3000  # that AP counts, of an image
 SURE = 0.5  # score of the detections that are counted one by one
 ROUNDS = 2
-BANDS = {name: TINYPERSON_BANDS[name] for name in ("tiny", "all")}
+BANDS = {name: tinyperson.BANDS[name] for name in ("tiny", "all")}
 
 Row = dict[str, Any]
 Annotations = list[dict[str, Any]]
@@ -220,7 +221,7 @@ def score(scenes: list[Recorded], found: list[Found]) -> Row:
         sure = result.scores >= SURE
         boxes, scores = result.boxes[sure], result.scores[sure]
         objects, regions = split(each.truth)
-        kinds, targets = match(boxes, scores, corners(objects), corners(regions))
+        kinds, targets = match_image(boxes, scores, corners(objects), corners(regions))
         tiles = np.array([each.tile_of.get(float(score), -1) for score in scores])
         owners = dict(zip(targets[kinds == FOUND], tiles[kinds == FOUND], strict=True))
         row["duplicates"] += int((kinds == DUPLICATE).sum())
@@ -241,11 +242,11 @@ def ap(truths: list[Annotations], found: list[Found], size: tuple[int, ...]) -> 
         for box, score in zip(boxes.tolist(), each.scores.tolist(), strict=True):
             results.append({"image_id": k, "category_id": 1, "bbox": box, "score": score})
     categories = [{"id": 1, "name": "person"}]
-    values = sized_ap(
+    values = tinyperson.sized_ap(
         {"images": images, "annotations": annotations, "categories": categories},
         results,
         bands=BANDS,
-        iou_thresholds=[0.5],
+        thresholds=[0.5],
         max_detections=MAX_DETECTIONS,
     )
     return {f"AP50 {band}": value for (band, _), value in values.items()}

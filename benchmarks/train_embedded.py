@@ -25,7 +25,7 @@ from report import cpu_name
 from tinyops._files import replacing
 from tinyops.data.synth import make_scene
 from tinyops.data.synth_write import write_tinysea
-from tinyops.evaluation.sized_ap import sized_ap
+from tinyops.evaluation.tinyperson import sized_ap
 from tinyops.inference.detect import detect
 from tinyops.models import load, save
 
@@ -134,9 +134,7 @@ def _counts(annotations: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _ap(truth: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, float]:
-    values = sized_ap(
-        truth, found, bands=BANDS, iou_thresholds=(0.5,), max_detections=MAX_DETECTIONS
-    )
+    values = sized_ap(truth, found, bands=BANDS, thresholds=(0.5,), max_detections=MAX_DETECTIONS)
     return {band: round(value, 4) for (band, _), value in values.items()}
 
 

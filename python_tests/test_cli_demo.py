@@ -16,7 +16,7 @@ from torch import nn
 from tinyops.cli import demo, main
 from tinyops.data.synth import make_scene
 from tinyops.data.tiles import clip_to_window, tile_windows
-from tinyops.evaluation.sized_ap import sized_ap
+from tinyops.evaluation.tinyperson import sized_ap
 from tinyops.inference.formats import read_detections
 from tinyops.models import create, save
 
@@ -95,7 +95,7 @@ def test_the_numbers_are_those_of_the_files(finished):
     found = read_detections(out / "detections.json").entries
     measures = json.loads((out / "measures.json").read_text())
     ap = sized_ap(
-        truth, found, bands=demo.BANDS, iou_thresholds=[0.5], max_detections=demo.MAX_DETECTIONS
+        truth, found, bands=demo.BANDS, thresholds=[0.5], max_detections=demo.MAX_DETECTIONS
     )
     assert {(band, 0.5): row["ap50"] for band, row in measures["bands"].items()} == ap
     assert 0.3 < ap["all", 0.5] < 0.9  # the oracle is good, and not too good

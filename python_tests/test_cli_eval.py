@@ -3,15 +3,31 @@
 import csv
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from PIL import Image
 from results import make_result
+from rich.console import Console
 
 from tinyops.cli import main
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
+from tinyops.cli.eval import Eval, show
+from tinyops.evaluation.evaluate import PROTOCOLS, evaluate
 from tinyops.inference.formats import write_coco, write_csv
 
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("tinyperson_*.json"))
+GOLDEN = Path(__file__).parent / "data" / "golden"
+# Protocol, golden case, files.
+CASES = {
+    "tinyperson": ("tinyperson_twoclass_141", "gt.json", "dt.json"),
+    "coco": ("multiclass_crowd_321", "gt.json", "dt.json"),
+    "aitod": ("multiclass_aitod_301", "gt.json", "dt.json"),
+    "droneswarms": ("multiclass_aitod_301", "gt.json", "dt.json"),
+    "visdrone": ("visdrone_basic_501", "input.json", "input.json"),
+    "visdrone-coco": ("multiclass_crowd_321", "gt.json", "dt.json"),
+    "soda-d": ("multiclass_soda_341", "gt.json", "dt.json"),
+    "tt100k": ("tt100k_902", "gt.json", "dt.json"),
+    "widerface": ("wider_basic_701", "input.json", "input.json"),
+}
 
 
 def write(path, content):
@@ -20,7 +36,7 @@ def write(path, content):
 
 
 def command(truth, detections, *more):
-    return ["eval", "--annotations", str(truth), "--detections", str(detections), *map(str, more)]
+    return ["eval", "--gt", str(truth), "--detections", str(detections), *map(str, more)]
 
 
 def metrics_of(truth, detections, out, *more):
@@ -28,42 +44,99 @@ def metrics_of(truth, detections, out, *more):
     return json.loads((out / "metrics.json").read_text())
 
 
-def golden_case(path):
-    golden = json.loads(path.read_text())
-    for image in golden["images"]:
-        image["file_name"] = f"labeled_images/{image['id']}.jpg"
-    return golden
+def ap(metrics, band="tiny1", threshold="0.50"):
+    (limit,) = metrics["result"]["maxDets"]
+    return pytest.approx(metrics["result"]["AP"][f"{band}@{limit}"][threshold])
 
 
-def golden_results(golden):
-    """The detections as results of a run over a folder, best last image first."""
-    names = tuple(category["name"] for category in golden["categories"])
-    for image in reversed(golden["images"]):
-        found = [d for d in golden["detections"] if d["image_id"] == image["id"]]
-        boxes = [(x, y, x + w, y + h) for x, y, w, h in (d["bbox"] for d in found)]
-        scores, labels = ([d[key] for d in found] for key in ("score", "category_id"))
+def case(protocol):
+    folder, *names = CASES[protocol]
+    return [GOLDEN / folder / name for name in names]
+
+
+def test_every_protocol_has_a_name_on_the_command_line():
+    assert set(get_args(get_type_hints(Eval)["protocol"])) == set(PROTOCOLS) == set(CASES)
+
+
+@pytest.mark.parametrize("protocol", CASES)
+def test_files_and_table_are_those_of_the_protocol(protocol, tmp_path, capsys):
+    truth, found = case(protocol)
+    metrics = metrics_of(truth, found, tmp_path, "--protocol", protocol)
+    result = evaluate(protocol, truth, found)
+    assert metrics["result"] == json.loads(json.dumps(result))
+    rows = PROTOCOLS[protocol].table(result)
+    assert metrics["table"] == rows
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    printed = capsys.readouterr().out
+    for row, line in zip(rows, lines, strict=True):
+        assert line["protocol"] == protocol
+        assert line["setting"] == metrics["setting"]
+        for name, value in row.items():
+            if isinstance(value, float):
+                assert float(line[name]) == value
+                assert f" {value:.2f} " in printed
+            else:
+                assert line[name] == (value or "")
+    assert metrics["setting"] in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.csv",
+        "metrics.json",
+        "report.html",
+    ]
+
+
+def golden_results(truth, found):
+    """Golden detections as results of a run over a folder, best last image first."""
+    truth, found = (json.loads(path.read_text()) for path in (truth, found))
+    names = tuple(category["name"] for category in truth["categories"])
+    for image in reversed(truth["images"]):
+        entries = [d for d in found if d["image_id"] == image["id"]]
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (d["bbox"] for d in entries)]
+        scores, labels = ([d[key] for d in entries] for key in ("score", "category_id"))
         name = f"/data/{image['file_name']}"
         yield make_result(boxes, scores, labels, name=name, categories=names)
 
 
-@pytest.mark.parametrize("form", ["list", "coco", "csv"])
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_equals_tinybenchmark_from_every_kind_of_file(tmp_path, path, form):
-    golden = golden_case(path)
-    truth = write(tmp_path / "truth.json", golden)
-    if form == "list":
-        detections = write(tmp_path / "found.json", golden["detections"])
-    elif form == "coco":
-        write_coco(golden_results(golden), detections := tmp_path / "found.json")
-    else:
-        write_csv(golden_results(golden), detections := tmp_path / "found.csv")
-    metrics = metrics_of(truth, detections, tmp_path / "out", "--max-detections", "1000")
-    assert metrics["max_detections"] == 1000
-    assert metrics["detection_count"] == len(golden["detections"])
-    assert list(metrics["bands"]) == list(TINYPERSON_BANDS)
-    for band, row in metrics["bands"].items():
-        for iou, value in golden["expected"]["1000"][band].items():
-            assert row[f"ap{iou[2:]}"] == pytest.approx(value, abs=1e-9), (band, iou)
+@pytest.mark.parametrize("form", [write_coco, write_csv])
+@pytest.mark.parametrize("protocol", ["tinyperson", "aitod"])
+def test_detections_of_tinyops_detect_are_matched_by_name(tmp_path, protocol, form):
+    truth, found = case(protocol)
+    path = tmp_path / ("found.json" if form is write_coco else "found.csv")
+    form(golden_results(truth, found), path)
+    metrics = metrics_of(truth, path, tmp_path / "out", "--protocol", protocol)
+    expected = PROTOCOLS[protocol].table(evaluate(protocol, truth, found))
+    for row, wanted in zip(metrics["table"], expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-3)  # boxes are written to 0.001 px
+
+
+@pytest.mark.parametrize("form", [write_coco, write_csv])
+def test_detections_of_tinyops_detect_for_the_other_protocols(tmp_path, form):
+    path = tmp_path / ("found.json" if form is write_coco else "found.csv")
+
+    def measured(protocol, truth, names, label, name):
+        rows = [[10, 10, 16, 16], [50, 50, 56, 56]]
+        result = make_result(rows, [0.6, 0.9], [label] * 2, name=name, categories=names)
+        form([result], path)
+        truth = write(tmp_path / "truth.json", truth)
+        return metrics_of(truth, path, tmp_path / "out", "--protocol", protocol)["result"]
+
+    face = {"name": "0_P", "gt": [[10, 10, 6, 6]], "easy": [], "medium": [], "hard": [0]}
+    faces = [{"event": "0--P", "images": [face]}]
+    result = measured("widerface", faces, ("person", "face"), 2, "x/0--P/0_P.jpg")
+    assert result["hard"]["curve"][-1][1:3] == [2, 1]
+
+    box = {"xmin": 10, "ymin": 10, "xmax": 16, "ymax": 16}
+    sign = {"path": "test/7.jpg", "objects": [{"category": "pn", "bbox": box}]}
+    result = measured("tt100k", {"imgs": {"7": sign}}, ("pn",), 1, "img/7.jpg")
+    found = [result[f"iou0.50_minscore{k}_small_all"] for k in (50, 70)]
+    assert [(x["right"], x["wrong"], x["miss"]) for x in found] == [(1, 1, 0), (0, 1, 1)]
+
+    row = [10, 10, 6, 6, 1, 4, 0, 0]
+    drone = [{"name": "0000001", "width": 99, "height": 99, "gt": [row]}]
+    result = measured("visdrone", drone, ("car", "bus"), 1, "val/0000001.png")
+    assert result["summary"]["AP50"] == 50
+    assert result["AP"][3][0] == 50
 
 
 @pytest.fixture
@@ -76,8 +149,8 @@ def truth(tmp_path):
         ],
         "categories": [{"id": 3, "name": "person"}, {"id": 5, "name": "boat"}],
         "annotations": [
-            {"id": k, "image_id": image, "category_id": 3, "bbox": box, "ignore": k == 3}
-            for k, (image, *box) in enumerate(boxes)
+            {"id": k, "image_id": image, "category_id": 3, "bbox": box, "ignore": k == 4}
+            for k, (image, *box) in enumerate(boxes, 1)
         ],
     }
     return write(tmp_path / "truth.json", content)
@@ -91,43 +164,33 @@ def found(*names, **more):
 def test_images_without_detections_are_missed(truth, tmp_path, capsys):
     write_coco(found("x/sea/1.png"), tmp_path / "found.json")
     metrics = metrics_of(truth, tmp_path / "found.json", tmp_path / "out")
-    assert metrics["images_without_detections"] == 1
     # Half of the two objects at precision 1: 51 of the 101 points of recall.
-    assert metrics["bands"]["tiny1"] == {
-        "size": [1, 8],
-        "objects": 2,
-        "ap25": pytest.approx(51 / 101),
-        "ap50": pytest.approx(51 / 101),
-        "ap75": pytest.approx(51 / 101),
-    }
+    assert ap(metrics) == 51 / 101
+    counts = ("images", "images_without_detections", "found", "missed", "false_alarms")
+    assert [metrics[key] for key in counts] == [2, 1, 1, 2, 0]
     text = capsys.readouterr().out
-    assert "at most 200 detections per image and class; 1 detections in 2 images, 1 of" in text
-    (line,) = (line for line in text.splitlines() if " tiny1 " in line)
-    assert line.replace("│", "").split() == ["tiny1", "1", "to", "8", "2", *["50.50"] * 3]
+    assert "1 detections in 2 images, 1 of them without any" in text
+    assert "at most 200 detections per image and class" in text
 
 
-def test_metrics_csv_has_a_line_per_band_and_no_number_where_nothing_counts(truth, tmp_path):
+def test_where_nothing_counts_there_is_no_number(truth, tmp_path):
     write_csv(found("1.png", "2.png"), tmp_path / "found.csv")
-    metrics_of(truth, tmp_path / "found.csv", tmp_path / "out", "--max-detections", "7")
-    with (tmp_path / "out" / "metrics.csv").open(newline="") as file:
-        rows = {row["band"]: row for row in csv.DictReader(file)}
-    assert list(rows) == list(TINYPERSON_BANDS)
-    assert {row["max_detections"] for row in rows.values()} == {"7"}
-    assert [rows[band]["objects"] for band in ("tiny", "tiny2", "small")] == ["3", "1", "0"]
-    assert float(rows["tiny1"]["ap50"]) == pytest.approx(1)
-    assert [float(rows["tiny2"]["ap75"]), rows["small"]["ap50"]] == [0, ""]
-    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert content["bands"]["small"]["ap50"] is None
+    metrics = metrics_of(truth, tmp_path / "found.csv", tmp_path / "out")
+    assert [ap(metrics, band) for band in ("tiny1", "tiny2", "small")] == [1, 0, -1]
+    assert metrics["table"][0]["small 50"] is None
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert ">none<" in text
 
 
-@pytest.mark.parametrize(("limit", "ap"), [(1, 0), (2, 0.5)])
-def test_only_the_best_detections_of_an_image_count(truth, tmp_path, limit, ap):
+@pytest.mark.parametrize(("limit", "value"), [(1, 0), (2, 0.5)])
+def test_only_the_best_detections_of_an_image_count(truth, tmp_path, limit, value):
     boxes = [[300, 300, 306, 306], [10, 10, 16, 16]]  # the better one is wrong
     facts = {"labels": [2, 2], "categories": ("boat", "person")}
     results = [make_result(boxes, name=f"{k}.png", **facts) for k in (1, 2)]
     write_csv(results, tmp_path / "found.csv")
     metrics = metrics_of(truth, tmp_path / "found.csv", tmp_path, "--max-detections", limit)
-    assert metrics["bands"]["tiny1"]["ap50"] == pytest.approx(ap)
+    assert ap(metrics) == value
+    assert f"at most {limit} detections" in metrics["setting"]
 
 
 def test_without_out_nothing_is_written(truth, tmp_path, capsys):
@@ -140,13 +203,52 @@ def test_without_out_nothing_is_written(truth, tmp_path, capsys):
 
 def test_no_detections_at_all_are_0(truth, tmp_path):
     metrics = metrics_of(truth, write(tmp_path / "found.json", []), tmp_path / "out")
-    assert (metrics["detection_count"], metrics["bands"]["tiny"]["ap50"]) == (0, 0)
+    assert (metrics["detection_count"], ap(metrics)) == (0, 0)
 
 
 def test_categories_without_names_are_ids(truth, tmp_path):
     write_coco(found("1.png", "2.png", categories=None, labels=[3]), tmp_path / "found.json")
-    metrics = metrics_of(truth, tmp_path / "found.json", tmp_path / "out")
-    assert metrics["bands"]["tiny1"]["ap50"] == pytest.approx(1)
+    assert ap(metrics_of(truth, tmp_path / "found.json", tmp_path / "out")) == 1
+
+
+def test_quirks_can_be_left_out(truth, tmp_path):
+    content = json.loads(truth.read_text())
+    content["annotations"][0]["id"] = 0  # which the original takes for no object
+    write(truth, content)
+    write_csv(found("1.png", "2.png"), tmp_path / "found.csv")
+    values = []
+    for more in ((), ("--not-compatible",)):
+        metrics = metrics_of(truth, tmp_path / "found.csv", tmp_path / "out", *more)
+        values.append((ap(metrics) == 1, metrics["compatible"]))
+    assert values == [(False, True), (True, False)]
+    assert "left out" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_data_set_of_another_format_will_do(tmp_path):
+    (tmp_path / "yolo" / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "yolo" / "images" / "train").mkdir(parents=True)
+
+    Image.new("RGB", (100, 100)).save(tmp_path / "yolo" / "images" / "train" / "1.png")
+    (tmp_path / "yolo" / "labels" / "train" / "1.txt").write_text("0 0.13 0.13 0.06 0.06\n")
+    (tmp_path / "yolo" / "data.yaml").write_text("train: images/train\nnames: [person]\n")
+    write_csv(found("1.png"), tmp_path / "found.csv")
+    metrics = metrics_of(tmp_path / "yolo", tmp_path / "found.csv", tmp_path / "out")
+    assert (metrics["images"], ap(metrics)) == (1, 1)
+
+
+def test_columns_stand_below_each_other_on_a_narrow_screen():
+    row = {f"column {k}": k + 0.5 for k in range(9)}
+    facts = dict.fromkeys(("found", "missed", "false_alarms", "detection_count", "images"), 0)
+    facts |= {"images_without_detections": 0, "unknown_images": 0, "compatible": True}
+    metrics = {"table": [row], "protocol": "p", "setting": "s", **facts}
+    for width, lines in ((40, 9), (200, 1)):
+        console = Console(width=width)
+        with console.capture() as capture:
+            show(metrics, console)
+        text = capture.get()
+        assert sum(f"{k}.50" in line for line in text.splitlines() for k in range(9)) == 9
+        assert len([line for line in text.splitlines() if ".50" in line]) == lines
+        assert "…" not in text
 
 
 def refusal(capsys, *arguments):
@@ -161,17 +263,18 @@ def test_unknown_images_are_refused_unless_they_are_left_out(truth, tmp_path, ca
     entry = {"category_id": 3, "bbox": [10, 10, 6, 6], "score": 0.5}
     bare = write(tmp_path / "list.json", [{**entry, "image_id": k} for k in (1, 2, 8, 9, 9)])
     write_coco(found("1.png", "2.png", "8.png", "9.png"), tmp_path / "found.json")
-    for path, first in ((bare, "image_id 8"), (tmp_path / "found.json", "8.png")):
-        text = refusal(capsys, truth, path, "--out", tmp_path / "out")
-        assert f"{path}: 2 images are not in {truth}, the first is {first};" in text
-        assert not (tmp_path / "out").exists()
-        metrics = metrics_of(truth, path, tmp_path / "out", "--ignore-unknown-images")
+    messages = {
+        bare: f"{bare}: results[2].image_id must be one of",
+        tmp_path / "found.json": f"2 images are not in {truth}, the first is 8.png; --ignore-unk",
+    }
+    for number, (path, message) in enumerate(messages.items()):
+        out = tmp_path / f"out{number}"
+        assert message in refusal(capsys, truth, path, "--out", out)
+        assert not out.exists()
+        metrics = metrics_of(truth, path, out, "--ignore-unknown-images")
         assert (metrics["unknown_images"], metrics["detection_count"]) == (2, 2)
-        assert metrics["bands"]["tiny1"]["ap50"] == pytest.approx(1)
-        (tmp_path / "out" / "metrics.json").unlink()
-        (tmp_path / "out" / "metrics.csv").unlink()
-        (tmp_path / "out").rmdir()
-        assert "; 2 other images left out" in capsys.readouterr().out
+        assert ap(metrics) == 1
+        assert "2 other images left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -199,10 +302,24 @@ def test_files_that_are_not_what_they_should_be_are_refused(truth, tmp_path, cap
     assert str(missing) in refusal(capsys, truth, missing)
     assert str(missing) in refusal(capsys, missing, good)
     assert f"{text}: " in refusal(capsys, truth, text)
-    assert f"{text} is not JSON" in refusal(capsys, text, good)
+    assert f"{text}: is not JSON" in refusal(capsys, text, good)
     assert "truth.json: annotations[0]: score must be" in refusal(capsys, truth, truth)
-    assert "found.json: expected an object with images" in refusal(capsys, good, good)
-    assert "max_detections must be positive" in refusal(capsys, truth, good, "--max-detections", 0)
+    assert f"{good}: " in refusal(capsys, good, good)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "more", "message"),
+    [
+        ("tinyperson", ("--max-detections", 0), "max_detections must be positive"),
+        ("tinyperson", ("--threads", 0), "threads"),
+        ("widerface", ("--max-detections", 5), "--max-detections: widerface has no such setting"),
+        ("coco", ("--min-score", 5), "--min-score: coco has no such setting"),
+        ("coco", ("--images", "."), "--images is for the report, which needs --out"),
+    ],
+)
+def test_wrong_settings_are_refused(protocol, more, message, capsys):
+    text = refusal(capsys, *case(protocol), "--protocol", protocol, *more)
+    assert message in text
 
 
 def test_two_categories_of_one_name_are_refused(truth, tmp_path, capsys):
@@ -211,3 +328,8 @@ def test_two_categories_of_one_name_are_refused(truth, tmp_path, capsys):
     write(truth, content)
     write_coco(found("1.png"), tmp_path / "found.json")
     assert "two categories have the same name" in refusal(capsys, truth, tmp_path / "found.json")
+
+
+def test_the_older_name_of_the_ground_truth_is_known(truth, tmp_path):
+    good = write(tmp_path / "found.json", [])
+    assert main(["eval", "--annotations", str(truth), "--detections", str(good)]) == 0

@@ -1,4 +1,4 @@
-"""COCO sets: reading, checking, and tiles of them as samples."""
+"""COCO sets: reading, checking, writing, and tiles of them as samples."""
 
 import copy
 import json
@@ -10,9 +10,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tinyops.data import dataset as dataset_module
-from tinyops.data.coco import CocoImage, read_coco
+from tinyops.data import read as read_set
 from tinyops.data.dataset import CocoTiles, check_headers
 from tinyops.data.transforms import simple_augmentation
+from tinyops.data.types import AnnotatedImage, AnnotatedSet
 
 CONTENT = {
     "images": [
@@ -39,7 +40,7 @@ def folder(tmp_path):
 
 def read(folder, content=CONTENT, **options):
     (folder / "set.json").write_text(json.dumps(content))
-    return read_coco(folder / "set.json", folder, **options)
+    return read_set(folder / "set.json", "coco", folder, **options)
 
 
 def changed(path, value):
@@ -61,7 +62,7 @@ def test_a_set_is_read(folder):
     assert first.labels.tolist() == [2, 1, 1]
     assert first.ignore.tolist() == [False, True, False]
     assert second.boxes.shape == (0, 4)  # an image without objects stays
-    assert data.ground_truth == CONTENT
+    assert data.folder == folder
 
 
 @pytest.mark.parametrize("flag", ["iscrowd", "ignore", "uncertain"])
@@ -123,16 +124,16 @@ def test_missing_files_are_counted(folder):
     ):
         read(folder)
     with pytest.raises(FileNotFoundError):
-        read_coco(folder / "none.json", folder)
+        read_set(folder / "none.json", "coco", folder)
 
 
 def test_text_that_is_no_json_is_refused(folder):
     (folder / "set.json").write_text("{")
     with pytest.raises(ValueError, match=r"set\.json is not JSON"):
-        read_coco(folder / "set.json", folder)
+        read_set(folder / "set.json", "coco", folder)
     (folder / "set.json").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"set\.json is not JSON"):
-        read_coco(folder / "set.json", folder)
+        read_set(folder / "set.json", "coco", folder)
 
 
 def test_tiles_show_the_pixels_and_boxes_of_their_window(folder):
@@ -150,6 +151,29 @@ def test_tiles_show_the_pixels_and_boxes_of_their_window(folder):
     small, nothing = tiles[4]  # smaller than a tile: whole
     assert small.shape == (3, 20, 30)
     assert nothing["boxes"].shape == (0, 4)
+
+
+def test_sets_of_tiles_show_the_pixels_of_the_large_image(folder):
+    content = copy.deepcopy(CONTENT)
+    content["images"] = [
+        {"id": 4, "file_name": "a.png", "width": 60, "height": 50, "corner": [40, 30, 100, 80]},
+        {"id": 2, "file_name": "a.png", "width": 60, "height": 50, "corner": [0, 0, 60, 50]},
+    ]
+    tiles = CocoTiles(read(folder, content), tile=(50, 50), overlap=40)
+    pixels = torch.tensor(np.asarray(Image.open(folder / "a.png"))).permute(2, 0, 1) / 255
+    check_headers(tiles.data)
+    assert len(tiles) == 4
+    torch.testing.assert_close(tiles[0][0], pixels[:, 30:80, 40:90])
+    torch.testing.assert_close(tiles[1][0], pixels[:, 30:80, 50:100])
+    torch.testing.assert_close(tiles[3][0], pixels[:, :50, 10:60])
+    assert tiles[1][1]["corner"].tolist() == [10, 0]  # in the tile that is the image here
+    assert tiles[1][1]["boxes"].tolist() == [[0, 20, 5, 26.5], [45, 5, 50, 9]]
+    content["images"][0]["corner"] = [41, 30, 101, 80]
+    with pytest.raises(ValueError, match=r"a\.png must .* hold the tile \(41, 30, 101, 80\), got"):
+        check_headers(read(folder, content))
+    content["images"][0]["corner"] = [41, 30, 101, 81]
+    with pytest.raises(ValueError, match=r"images\[0\]: corner must be .* a tile of 60x50, got"):
+        read(folder, content)
 
 
 @pytest.mark.parametrize("cut", ["ignore", "drop"])
@@ -217,9 +241,9 @@ def test_decoded_images_are_kept_up_to_a_limit(folder, monkeypatch):
     decoded = []
     decode = dataset_module.decode
 
-    def counted(image):
+    def counted(path, image):
         decoded.append(image.id)
-        return decode(image)
+        return decode(path, image)
 
     monkeypatch.setattr(dataset_module, "decode", counted)
     data = read(folder)
@@ -236,26 +260,30 @@ def test_decoded_images_are_kept_up_to_a_limit(folder, monkeypatch):
 def test_the_image_used_longest_ago_is_forgotten_first(folder, monkeypatch):
     decoded = []
 
-    def fake(image):
+    def fake(path, image):
         decoded.append(image.id)
         return np.zeros((2, 2, 3), np.uint8)
 
     monkeypatch.setattr(dataset_module, "decode", fake)
-    images = [CocoImage(k, folder, 2, 2, *[torch.zeros(0)] * 3) for k in range(3)]
+    none = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    images = [AnnotatedImage(k, f"{k}.png", 2, 2, *none) for k in range(3)]
+    data = AnnotatedSet(tuple(images), (), (), folder)
     cache = dataset_module._ImageCache(2 * 12)
     for k in (0, 1, 0, 2, 0, 1):
-        cache.get(images[k])
+        cache.get(data, images[k])
     assert decoded == [0, 1, 2, 1]
 
 
 def test_wrong_files_are_named(folder):
     tiles = CocoTiles(read(folder))
-    check_headers(tiles.data.images)
+    check_headers(tiles.data)
     Image.new("RGB", (30, 21)).save(folder / "b.png")
-    with pytest.raises(ValueError, match=r"b\.png must be 30x20 px as the json says, got 30x21"):
+    with pytest.raises(
+        ValueError, match=r"b\.png must be 30x20 px as its annotations say, got 30x21"
+    ):
         tiles[1]
     with pytest.raises(ValueError, match=r"b\.png must be 30x20"):
-        check_headers(tiles.data.images)
+        check_headers(tiles.data)
     Image.fromarray(np.zeros((20, 30), np.uint16)).save(folder / "b.png")
     with pytest.raises(ValueError, match=r"b\.png must have 8-bit pixels"):
         tiles[1]
@@ -266,7 +294,7 @@ def test_wrong_files_are_named(folder):
     with pytest.raises(OSError, match=r"cannot decode .*b\.png"):
         tiles[1]
     with pytest.raises(OSError, match=r"cannot decode .*b\.png"):
-        check_headers(tiles.data.images)
+        check_headers(tiles.data)
 
 
 def test_orientation_in_exif_is_not_applied(folder):

@@ -16,8 +16,11 @@ LAYERS = {
     "ops": ({"_triton"}, {"torch"}),
     "nn": ({"ops"}, {"torch", "torchvision", "timm", "safetensors"}),
     "models": ({"_files", "ops", "nn"}, {"torch", "torchvision", "safetensors"}),
-    "data": ({"_files", "ops"}, {"torch", "torchvision", "numpy", "PIL", "pycocotools"}),
-    "evaluation": ({"ops"}, {"torch", "numpy", "pycocotools"}),
+    "data": (
+        {"_files", "ops"},
+        {"torch", "torchvision", "numpy", "PIL", "msgspec", "scipy", "yaml"},
+    ),
+    "evaluation": ({"_eval"}, {"numpy", "msgspec", "PIL", "scipy"}),
     "config": ({"_files"}, {"yaml"}),
     "plot": ({"_files"}, {"torch", "numpy", "PIL", "jinja2"}),
     "inference": ({"_files", "ops", "data", "plot"}, {"torch", "numpy", "PIL", "rasterio"}),
@@ -36,7 +39,7 @@ LAYERS = {
             "plot",
             "train",
         },
-        {"torch", "numpy", "PIL", "tyro", "rich", "yaml"},
+        {"torch", "numpy", "PIL", "tyro", "rich", "yaml", "msgspec"},
     ),
 }
 PYTHON_FILES = sorted((ROOT / "tinyops").rglob("*.py"))

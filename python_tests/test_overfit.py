@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyops.evaluation.sized_ap import sized_ap
+from tinyops.evaluation.tinyperson import sized_ap
 from tinyops.models import create
 
 SQUARE, DISC = 1, 2
@@ -73,7 +73,7 @@ def measure(found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) ->
         "categories": [{"id": label} for label in COLOURS],
         "annotations": objects,
     }
-    return sized_ap(truth, results, iou_thresholds=(0.5,))["all", 0.5]
+    return sized_ap(truth, results, thresholds=(0.5,))["all", 0.5]
 
 
 def scenes():

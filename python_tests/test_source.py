@@ -20,8 +20,8 @@ from pictures import (
 )
 from PIL import Image, ImageOps
 
-from tinyops.data.coco import CocoImage
 from tinyops.data.dataset import decode
+from tinyops.data.types import AnnotatedImage
 from tinyops.inference import source as source_module
 from tinyops.inference.decoded import DecodedSource
 from tinyops.inference.source import open_source
@@ -29,8 +29,8 @@ from tinyops.inference.source import open_source
 
 def coco(path):
     """The file as training sees it."""
-    empty = torch.zeros(0)
-    return CocoImage(1, path, 48, 36, empty.view(0, 4), empty.long(), empty.bool())
+    none = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    return path, AnnotatedImage(1, path.name, 48, 36, *none)
 
 
 def bytes_of(image):
@@ -103,7 +103,7 @@ def test_files_of_8_bits_give_the_pixels_that_training_sees(kind, mode, options,
     path = tmp_path / f"a.{kind}"
     picture(mode).save(path, kind, **options)
     tolerance = 1 if mode == "YCbCr" and reader == "geo" else 0  # GDAL rounds in another way
-    assert_windows(path, decode(coco(path)), tolerance)
+    assert_windows(path, decode(*coco(path)), tolerance)
 
 
 def test_jpeg_in_tiff_is_near_what_was_written(tmp_path, reader):
@@ -321,5 +321,5 @@ def test_limit_of_pillow_does_not_hold(tmp_path, monkeypatch, reader):
         options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
         Image.fromarray(colours()[..., 0]).save(tmp_path / f"a.{kind}", kind, **options)
         assert_windows(tmp_path / f"a.{kind}", three(colours()[..., 0]))
-        assert np.array_equal(decode(coco(tmp_path / f"a.{kind}")), three(colours()[..., 0]))
+        assert np.array_equal(decode(*coco(tmp_path / f"a.{kind}")), three(colours()[..., 0]))
     assert Image.MAX_IMAGE_PIXELS == 100

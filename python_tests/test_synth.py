@@ -10,8 +10,7 @@ from backends import ROOT
 from PIL import Image
 
 from tinyops.cli import main
-from tinyops.data import synth, synth_layout, synth_sprites, synth_write
-from tinyops.data.coco import read_coco
+from tinyops.data import read, synth, synth_layout, synth_sprites, synth_write
 from tinyops.data.synth import make_scene
 from tinyops.data.synth_fields import Relief, Texture, spectral_noise
 from tinyops.data.synth_write import Preset, write_preset, write_tinysea
@@ -216,13 +215,13 @@ def test_files_are_equal_for_any_number_of_workers_and_read_back(tmp_path):
     ]  # fmt: skip
     for file in files[1:]:
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
-    data = read_coco(tmp_path / "1/train.json", tmp_path / "1/train")
+    data = read(tmp_path / "1/train.json", images=tmp_path / "1/train")
     assert data.classes == ("person",)
     assert [image.id for image in data.images] == [1, 2, 3]
     image, annotations = make_scene(7, 2, (64, 48), density=60)
-    np.testing.assert_array_equal(np.asarray(Image.open(data.images[2].path)), image)
+    np.testing.assert_array_equal(np.asarray(Image.open(data.path(data.images[2]))), image)
     assert len(data.images[2].boxes) == len(annotations)
-    ids = [a["id"] for a in data.ground_truth["annotations"]]
+    ids = np.concatenate([image.attributes["id"] for image in data.images]).tolist()
     assert ids == list(range(1, len(ids) + 1))
     assert len(ids) > 3
 
@@ -298,7 +297,6 @@ def test_without_tyro_the_command_says_what_to_install_and_info_works():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 20
-    assert (
-        done.stderr.strip() == '`tinyops data` needs the package tyro: pip install "tinyops[cli]"'
-    )
+    message = '`tinyops data synth` needs the package tyro: pip install "tinyops[cli]"'
+    assert done.stderr.strip() == message
     assert "versions" in done.stdout

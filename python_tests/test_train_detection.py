@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from squares import Seer, draw
 
-from tinyops.data.coco import read_coco
+from tinyops.data import read
 from tinyops.data.dataset import CocoTiles
 from tinyops.train import detect_tiles, evaluate
 
@@ -32,7 +32,7 @@ def data(tmp_path):
     categories = [{"id": 7, "name": "green"}, {"id": 3, "name": "red"}]
     table = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "table.json").write_text(json.dumps(table))
-    return read_coco(tmp_path / "table.json", tmp_path)
+    return read(tmp_path / "table.json", images=tmp_path)
 
 
 def test_results_are_those_of_coco(data):

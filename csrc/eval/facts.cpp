@@ -1,5 +1,5 @@
-// The numpy-facing module. For now: what was built, from what and for what.
-#include <pybind11/pybind11.h>
+// What was built, from what and for what.
+#include "module.h"
 
 #include "../cpu/isa.h"
 
@@ -29,7 +29,6 @@ py::dict build_facts() {
 
 }  // namespace
 
-PYBIND11_MODULE(_eval, m, py::mod_gil_not_used()) {
-  m.doc() = "Facts of the build.";
+void register_facts(py::module_& m) {
   m.def("build_facts", &build_facts, "What was compiled: a dict of strings and lists of strings.");
 }

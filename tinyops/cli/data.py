@@ -1,77 +1,23 @@
-"""Make data sets: `tinyops data synth` draws TinySea, a synthetic set of tiny people."""
+"""Make, convert and look at data sets; one file per command."""
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-import tyro
+from tinyops.cli import Commands, run_command
 
-from tinyops.data.synth_write import PRESETS, write_preset, write_tinysea
-
-Preset = Literal["tinysea-s"]
-
-
-@dataclass
-class Synth:
-    """Draw TinySea: sea, beach and field scenes with people of 2 to 30 px, in COCO form.
-
-    Give either a preset or a number of images.
-    """
-
-    out: Path
-    """Folder to write into; it gets one folder of images and one json per split."""
-    preset: Preset | None = None
-    """tinysea-s: 600 training and 150 validation tiles of 256x256."""
-    images: int | None = None
-    """Number of images, written as the split "train"."""
-    size: tuple[int, int] = (640, 512)
-    """Width and height of the images in pixels; presets have their own."""
-    classes: Literal[1, 3] = 1
-    """1: person. 3: sea_person, earth_person and drone."""
-    seed: int = 0
-    """Image k is a function of the seed and k alone."""
-    workers: int = 1
-    """Threads that draw images."""
+# Name -> (module with main(arguments) -> int, help), as in tinyops.cli.
+COMMANDS: Commands = {
+    "anchors": ("tinyops.cli.data_anchors", "Find anchors that fit the objects of a data set."),
+    "convert": ("tinyops.cli.data_convert", "Convert a data set to another format."),
+    "stats": ("tinyops.cli.data_stats", "Count objects by class, size and shape; anchor coverage."),
+    "synth": ("tinyops.cli.data_synth", "Draw TinySea, a synthetic set of tiny people."),
+    "tile": (
+        "tinyops.cli.data_tile",
+        "Cut a data set into tiles, and merge what was found in them.",
+    ),
+    "view": ("tinyops.cli.data_view", "Show images with their boxes on one page."),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `tinyops data <arguments>`; returns the exit code."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"synth": Synth}, prog="tinyops data", description=__doc__, args=list(arguments)
-    )
-    try:
-        return run(command)
-    except (ValueError, OSError) as error:  # the caller's mistakes: one line, no traceback
-        print(f"tinyops data synth: {error}", file=sys.stderr)
-        return 2
-
-
-def run(synth: Synth) -> int:
-    """The `data synth` command.
-
-    Raises:
-        ValueError: neither or both of `preset` and `images` were given.
-    """
-    if (synth.preset is None) == (synth.images is None):
-        raise ValueError("give either --preset or --images, not both and not neither")
-    seed, classes, workers = synth.seed, synth.classes, synth.workers
-    if synth.preset is not None:
-        preset = PRESETS[synth.preset]
-        written = write_preset(synth.out, preset, seed=seed, classes=classes, workers=workers)
-    else:
-        assert synth.images is not None
-        written = [
-            write_tinysea(
-                synth.out,
-                images=synth.images,
-                size=synth.size,
-                seed=seed,
-                classes=classes,
-                workers=workers,
-            )
-        ]
-    for path in written:
-        print(path)
-    return 0
+    return run_command("tinyops data", __doc__, COMMANDS, arguments)

@@ -27,8 +27,9 @@ import tinyops
 from tinyops._files import replacing
 from tinyops.cli.device import choose_device
 from tinyops.data.synth import CLASS_NAMES, make_scene
-from tinyops.evaluation.matching import DUPLICATE, FALSE, FOUND, LEFT_OUT, match
-from tinyops.evaluation.sized_ap import sized_ap
+from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT
+from tinyops.evaluation.matcher import match_image
+from tinyops.evaluation.tinyperson import sized_ap
 from tinyops.inference.engine import detect_sources
 from tinyops.inference.formats import read_detections
 from tinyops.inference.source import open_source
@@ -147,9 +148,7 @@ def measure(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
             score 0.5 or more found. Of those detections false_alarms and duplicates.
     """
     image = truth["images"][0]
-    ap = sized_ap(
-        truth, detections, bands=BANDS, iou_thresholds=[IOU], max_detections=MAX_DETECTIONS
-    )
+    ap = sized_ap(truth, detections, bands=BANDS, thresholds=[IOU], max_detections=MAX_DETECTIONS)
     objects, sure, kinds, targets = _outcome(truth, detections)
     found = np.zeros(len(objects), bool)
     found[targets[kinds == FOUND]] = True
@@ -176,14 +175,15 @@ def measure(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
 
 def _outcome(
     truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
-) -> tuple[list[Any], list[Any], NDArray[np.int64], NDArray[np.int64]]:
-    """The objects, the sure detections, and what `match` says of these."""
+) -> tuple[list[Any], list[Any], NDArray[np.uint8], NDArray[np.int64]]:
+    """The objects, the sure detections, and what `match_image` says of these."""
     entries = truth["annotations"]
     regions = [x for x in entries if x["ignore"] or x["uncertain"]]
     objects = [x for x in entries if not (x["ignore"] or x["uncertain"])]
     sure = [x for x in detections if x["score"] >= SURE]
     scores = [x["score"] for x in sure]
-    return objects, sure, *match(_corners(sure), scores, _corners(objects), _corners(regions), IOU)
+    found = match_image(_corners(sure), scores, _corners(objects), _corners(regions), threshold=IOU)
+    return objects, sure, *found
 
 
 def _picture(

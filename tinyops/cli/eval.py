@@ -1,113 +1,141 @@
-"""Measure detections against a data set in COCO form: AP by size of the objects.
+"""Measure detections against a data set, by the rules of its benchmark.
 
-Detections are a file of `tinyops detect` (.json or .csv) or a list of COCO results. Images are
-matched by file name and categories by name; where the file has no names, by their ids. Images
-without detections count as missed.
+Detections are a file of `tinyops detect` (.json or .csv) or what the benchmark's own evaluation
+reads. Of the former, images are matched by file name and categories by name, or by their ids where
+the file has no names. Images without detections count as missed.
 """
 
 import csv
+import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from tinyops._files import replacing
-from tinyops.data.coco import CocoSet, read_coco
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, count_objects, sized_ap
-from tinyops.inference.formats import match_images, read_detections
+from tinyops.cli.eval_inputs import read_inputs
+from tinyops.cli.eval_report import note, write_evaluation
+from tinyops.evaluation.details import FALSE, FOUND, MISSED, Details
+from tinyops.evaluation.evaluate import PROTOCOLS
+from tinyops.plot.report import cell
 
 _PROGRAM = "tinyops eval"
-THRESHOLDS = (0.25, 0.5, 0.75)
 
 
 @dataclass
 class Eval:
     """The settings of a measurement."""
 
-    annotations: Path
-    """COCO json of the data set."""
+    gt: Annotated[Path, tyro.conf.arg(aliases=("--annotations",))]
+    """Ground truth: COCO json, or a data set of another format that `tinyops data` reads; visdrone:
+    folder of .txt; tt100k: annotations.json; widerface: the folder of .mat."""
     detections: Path
-    """COCO json, list of COCO results or CSV."""
-    protocol: Literal["tinyperson"] = "tinyperson"
-    """What is counted: AP as TinyPerson's evaluator counts it."""
-    max_detections: int = 200
-    """Best detections counted per image and class. Papers take 200 or 1000: it changes the AP."""
+    """COCO json, list of COCO results, CSV, or what the protocol's own evaluation reads."""
+    protocol: Literal[
+        "tinyperson",
+        "coco",
+        "aitod",
+        "droneswarms",
+        "visdrone",
+        "visdrone-coco",
+        "soda-d",
+        "tt100k",
+        "widerface",
+    ] = "tinyperson"
+    """By whose rules."""
+    out: Path | None = None
+    """Folder for metrics.json, metrics.csv and report.html."""
+    images: Path | None = None
+    """Folder of the images: what was missed is shown in the report. visdrone needs their sizes."""
+    max_detections: int | None = None
+    """Best detections counted per image and class, instead of the protocol's number: it changes
+    the AP."""
+    min_score: float | None = None
+    """Of tt100k: least score of 100 of a detection that counts, instead of 40."""
+    threads: int | None = None
+    """For counting; all cores by default."""
+    not_compatible: bool = False
+    """Leave out the quirks of the original evaluations. Published numbers have them."""
     ignore_unknown_images: bool = False
     """Leave out detections in images that the data set does not have, which are errors else."""
-    out: Path | None = None
-    """Folder for metrics.json and metrics.csv."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `tinyops eval <arguments>`; returns the exit code."""
     settings = tyro.cli(Eval, prog=_PROGRAM, description=__doc__, args=list(arguments))
     try:
-        metrics = measure(settings)
+        metrics, details = measure(settings)
         if settings.out is not None:
+            settings.out.mkdir(parents=True, exist_ok=True)
             write_metrics(metrics, settings.out)
-    except (ValueError, OSError) as error:  # the caller's mistakes: one line, no traceback
+            write_evaluation(settings.out / "report.html", metrics, details, settings.images)
+    except (ValueError, OSError) as error:  # the caller's mistakes: no traceback
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     show(metrics, Console())
     return 0
 
 
-def measure(settings: Eval) -> dict[str, Any]:
-    """The content of metrics.json: the settings, counts, and under "bands" for every band its
-    limits (sqrt of the area in pixels), objects and AP in 0..1, or None where there is no object.
+def measure(settings: Eval) -> tuple[dict[str, Any], Details]:
+    """The content of metrics.json, of which `result` is what the protocol gives; and the details.
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is not what it should be, or they do not fit together.
+        ValueError: a file or setting is not what it should be, or they do not fit together.
     """
-    # Boxes without area are smaller than any band, so that they never count as objects.
-    data = read_coco(settings.annotations, None, drop_empty_boxes=True)
-    detections, unknown_images = _matched(settings, data)
-    truth = data.ground_truth
-    objects = count_objects(truth, TINYPERSON_BANDS)
-    values = sized_ap(
-        truth,
-        detections,
-        bands=TINYPERSON_BANDS,
-        iou_thresholds=THRESHOLDS,
-        max_detections=settings.max_detections,
-    )
-    bands = {}
-    for band, limits in TINYPERSON_BANDS.items():
-        found = {f"ap{round(100 * t)}": values[band, t] for t in THRESHOLDS}
-        row = {name: None if value < 0 else value for name, value in found.items()}
-        bands[band] = {"size": limits, "objects": objects[band], **row}
-    return {
-        "protocol": settings.protocol,
-        "max_detections": settings.max_detections,
-        "annotations": str(settings.annotations),
-        "detections": str(settings.detections),
-        "image_count": len(data.images),
-        "images_without_detections": len(data.images) - len({d["image_id"] for d in detections}),
-        "unknown_images": unknown_images,
-        "detection_count": len(detections),
-        "bands": bands,
+    module = PROTOCOLS[settings.protocol]
+    known = inspect.signature(module.evaluate).parameters
+    if settings.images is not None and settings.out is None and "images" not in known:
+        raise ValueError("--images is for the report, which needs --out")
+    options = {
+        name: value
+        for name in ("max_detections", "min_score", "images")
+        if (value := getattr(settings, name)) is not None
     }
+    for name in options:
+        if name not in known and name != "images":
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag}: {settings.protocol} has no such setting")
+    options = {name: value for name, value in options.items() if name in known}
+    options |= {"compatible": not settings.not_compatible, "threads": settings.threads}
+    truth, found, unknown = read_inputs(
+        settings.protocol, settings.gt, settings.detections, settings.ignore_unknown_images
+    )
+    result = module.evaluate(truth, found, **options)
+    details = module.details(truth, found, **options)
+    kinds, objects = details.kinds, details.object_kinds
+    metrics = {
+        "protocol": settings.protocol,
+        "setting": details.setting,
+        "compatible": not settings.not_compatible,
+        "gt": str(settings.gt),
+        "detections": str(settings.detections),
+        "images": len(details.image_ids),
+        "images_without_detections": len(details.image_ids) - len(set(details.images.tolist())),
+        "unknown_images": unknown,
+        "detection_count": len(kinds),
+        "found": int((objects == FOUND).sum()),
+        "missed": int((objects == MISSED).sum()),
+        "false_alarms": int((kinds == FALSE).sum()),
+        "table": module.table(result),
+        "result": result,
+    }
+    return metrics, details
 
 
-def write_metrics(metrics: dict[str, Any], folder: Path) -> None:
-    """Write metrics.json, and metrics.csv with a line per band."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
+    """Write metrics.json, and metrics.csv with the table and what changes its numbers."""
     with replacing(folder / "metrics.json") as path:
         text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    rows = []
-    for band, row in metrics["bands"].items():
-        low, high = row["size"]
-        rest = {k: v for k, v in row.items() if k != "size"}
-        cut = {"max_detections": metrics["max_detections"]}
-        rows.append({"band": band, "min_size": low, "max_size": high, **rest, **cut})
+    facts = {key: metrics[key] for key in ("protocol", "setting", "compatible")}
+    rows = [{**row, **facts} for row in metrics["table"]]
     with (
         replacing(folder / "metrics.csv") as path,
         path.open("w", encoding="utf-8", newline="") as file,
@@ -117,59 +145,19 @@ def write_metrics(metrics: dict[str, Any], folder: Path) -> None:
         writer.writerows(rows)
 
 
-def show(metrics: dict[str, Any], console: Console) -> None:
-    """Print a table."""
-    names = [f"ap{round(100 * t)}" for t in THRESHOLDS]
-    table = Table("band", "size in px")
-    for name in ("objects", *(name.upper() for name in names)):
-        table.add_column(name, justify="right")
-    for band, row in metrics["bands"].items():
-        low, high = row["size"]
-        size = f"{low:g} and more" if high >= 1e5 else f"{low:g} to {high:g}"
-        cells = ("-" if row[name] is None else f"{100 * row[name]:.2f}" for name in names)
-        table.add_row(band, size, f"{row['objects']:,}", *cells)
-    console.print(table)
-    counts = (
-        f"AP in % by {metrics['protocol']}, at most {metrics['max_detections']} detections per "
-        f"image and class; {metrics['detection_count']:,} detections in "
-        f"{metrics['image_count']:,} images, {metrics['images_without_detections']:,} of them "
-        "without any"
-    )
-    if metrics["unknown_images"]:
-        counts += f"; {metrics['unknown_images']:,} other images left out"
-    console.print(counts, highlight=False, soft_wrap=True)
-
-
-def _matched(settings: Eval, data: CocoSet) -> tuple[list[dict[str, Any]], int]:
-    """The detections with the ids of the data set, and how many images it does not have."""
-    file = read_detections(settings.detections)
-    images: dict[int, int]
-    if file.images:
-        ids = match_images(file.images.values(), data.ground_truth["images"])
-        images = {key: ids[name] for key, name in file.images.items() if name in ids}
-        unknown = [name for name in file.images.values() if name not in ids]
+def show(metrics: Mapping[str, Any], console: Console) -> None:
+    """Print the table, with columns below each other if it is too wide; and what it depends on."""
+    rows = metrics["table"]
+    columns = [[name, *(cell(row[name]) for row in rows)] for name in rows[0]]
+    if sum(max(map(len, column)) + 3 for column in columns) + 1 > console.width:
+        table = Table(show_header=False)
+        lines = columns
     else:
-        images = {image.id: image.id for image in data.images}
-        used = dict.fromkeys(entry["image_id"] for entry in file.entries)
-        unknown = [f"image_id {key}" for key in used if key not in images]
-    if unknown and not settings.ignore_unknown_images:
-        raise ValueError(
-            f"{settings.detections}: {len(unknown)} images are not in {settings.annotations}, "
-            f"the first is {unknown[0]}; --ignore-unknown-images leaves them out"
-        )
-    by_name = dict(zip(data.classes, data.category_ids, strict=True))
-    if len(by_name) < len(data.classes):
-        raise ValueError(f"{settings.annotations}: two categories have the same name")
-    by_id = {key: key for key in data.category_ids}
-    matched = []
-    for entry in file.entries:
-        if entry["image_id"] not in images:
-            continue
-        key = entry["category_id"]
-        name = file.categories.get(key)
-        category = by_id.get(key) if name is None else by_name.get(name)
-        if category is None:
-            shown = f"category {key}" if name is None else f"category {name!r}"
-            raise ValueError(f"{settings.detections}: {shown} is not in {settings.annotations}")
-        matched.append({**entry, "image_id": images[entry["image_id"]], "category_id": category})
-    return matched, len(unknown)
+        table = Table(*columns[0][:1])
+        for name, *_ in columns[1:]:
+            table.add_column(name, justify="right")
+        lines = [list(line) for line in zip(*columns, strict=True)][1:]
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    console.print(note(metrics), highlight=False, soft_wrap=True, markup=False)

@@ -1,8 +1,10 @@
 """Print versions, what was built, and which kernels each operator uses on this machine."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import platform
+from collections.abc import Sequence
 
 import torch
 
@@ -10,8 +12,9 @@ import tinyops
 from tinyops._lib import library_directory
 
 
-def run() -> int:
-    """The `info` command."""
+def main(arguments: Sequence[str]) -> int:
+    """Run `tinyops info`; returns the exit code."""
+    argparse.ArgumentParser(prog="tinyops info", description=__doc__).parse_args(arguments)
     for title, lines in facts().items():
         print(title)
         width = max(map(len, lines))

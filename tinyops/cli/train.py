@@ -1,4 +1,4 @@
-"""Train a detector on a data set in COCO form.
+"""Train a detector on a data set in any format that `tinyops data convert` reads.
 
 --config FILE reads the settings from a YAML file, such as the config.yaml of another run; what is
 given on the command line wins. The same command again goes on with a training that was interrupted.
@@ -19,13 +19,15 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
+from tinyops.cli.augmentation import make_transform
 from tinyops.cli.device import choose_device
 from tinyops.cli.train_settings import FREE, METRICS, THRESHOLDS, InputError, Train, parse
 from tinyops.config import dump_yaml, to_plain
-from tinyops.data.coco import CocoSet, read_coco
-from tinyops.data.dataset import CocoTiles, Transform, check_headers
-from tinyops.data.transforms import simple_augmentation, sspnet_augmentation
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
+from tinyops.data import read
+from tinyops.data.dataset import CocoTiles, check_headers
+from tinyops.data.formats.coco import to_coco
+from tinyops.data.types import AnnotatedSet
+from tinyops.evaluation.tinyperson import BANDS, sized_ap
 from tinyops.models import Detector, create, load
 from tinyops.models.checkpoint import describe
 from tinyops.models.phases import PhasedDetector
@@ -209,25 +211,24 @@ def _training(
     )
 
 
-def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
+def _data(settings: Train) -> tuple[AnnotatedSet, CocoTiles, CocoTiles | None]:
     """The training set, its tiles, and those of validation."""
-    read = functools.partial(read_coco, drop_empty_boxes=settings.drop_empty_boxes)
-    data = read(settings.annotations, settings.images)
-    check_headers(data.images)
+    drop = settings.drop_empty_boxes
+    data = _read(settings.annotations, settings.format, settings.images, settings.split, drop)
     tiles = CocoTiles(
         data,
         tile=settings.tile,
         overlap=settings.overlap,
         keep_empty=settings.keep_empty,
-        transform=_transform(settings),
+        transform=make_transform(settings, data),
         seed=settings.seed,
     )
     if len(tiles) == 0:
         raise ValueError(f"{settings.annotations}: expected tiles to train on, got none")
     if settings.val_annotations is None:
         return data, tiles, None
-    other = read(settings.val_annotations, settings.val_images or settings.images)
-    check_headers(other.images)
+    folder = settings.val_images or settings.images
+    other = _read(settings.val_annotations, settings.format, folder, settings.val_split, drop)
     if (other.classes, other.category_ids) != (data.classes, data.category_ids):
         raise ValueError(
             f"{settings.val_annotations}: expected the categories of {settings.annotations}, "
@@ -235,16 +236,24 @@ def _data(settings: Train) -> tuple[CocoSet, CocoTiles, CocoTiles | None]:
         )
     # The AP of nothing is -1, whatever the model: the first model would stay the best.
     band, threshold = METRICS[settings.best]
-    bands = {band: TINYPERSON_BANDS[band]}
-    if (
-        sized_ap(other.ground_truth, [], bands=bands, iou_thresholds=[threshold])[band, threshold]
-        < 0
-    ):
+    bands = {band: BANDS[band]}
+    nothing = sized_ap(to_coco(other), [], bands=bands, thresholds=[threshold])
+    if nothing[band, threshold] < 0:
         raise ValueError(
             f"{settings.val_annotations}: best is {settings.best}, "
             "but there is no object of its size"
         )
     return data, tiles, CocoTiles(other, tile=settings.tile, overlap=settings.overlap)
+
+
+def _read(
+    path: Path, format: str | None, images: Path | None, split: str | None, drop: bool
+) -> AnnotatedSet:
+    data = read(path, format, images, split, drop_empty_boxes=drop)
+    if data.folder is None:
+        raise ValueError(f"{path}: it says not where its images are; give images")
+    check_headers(data)
+    return data
 
 
 def _model(settings: Train, classes: int) -> Detector:
@@ -255,16 +264,6 @@ def _model(settings: Train, classes: int) -> Detector:
         raise ValueError(
             f"override does not fit {settings.model}, got {override}: {error}"
         ) from error
-
-
-def _transform(settings: Train) -> Transform | None:
-    if settings.augment == "none":
-        return None
-    if settings.augment == "simple":
-        return simple_augmentation()
-    # Released for tiles of 640x512: to (640, 512)..(960, 768).
-    long, short = max(settings.tile), min(settings.tile)
-    return sspnet_augmentation((long, round(1.5 * long)), (short, round(1.5 * short)))
 
 
 def _rate(settings: Train) -> float:

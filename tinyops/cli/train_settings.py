@@ -12,12 +12,12 @@ import tyro
 import yaml
 
 from tinyops.config import load_yaml, parse_yaml
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
+from tinyops.data.formats import Format
+from tinyops.evaluation.tinyperson import BANDS, THRESHOLDS
 
 _PROGRAM = "tinyops train"
-THRESHOLDS = (0.25, 0.5, 0.75)
 # Name -> (band, threshold), as `sized_ap` has it.
-METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in TINYPERSON_BANDS}
+METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in BANDS}
 # What the result does not depend on, so that it may change when a training is resumed.
 # (A training with empty boxes has not begun unless they are dropped.)
 FREE = ("out", "drop_empty_boxes", "workers", "device", "save_every", "tensorboard", "fresh")
@@ -51,15 +51,21 @@ class Train:
     """The settings of a training. Defaults are SSPNet's released ones where it has any."""
 
     annotations: Path
-    """COCO json of the training images."""
-    images: Path
-    """Folder that its file names refer to."""
+    """File or folder of the training set, in any format that `tinyops data convert` reads."""
     out: Path
     """Folder of the run: config.yaml, last.safetensors, best.safetensors, log.jsonl, *.csv."""
+    images: Path | None = None
+    """Folder that its file names refer to; needed for COCO. None: where the format has it."""
+    format: Format | None = None
+    """Of the sets; None: what lies there tells."""
+    split: str | None = None
+    """Such as train, where annotations has several."""
     val_annotations: Path | None = None
-    """COCO json of the validation images; None: no validation, and no best model."""
+    """File or folder of the validation set; None: no validation, and no best model."""
     val_images: Path | None = None
-    """Folder that its file names refer to; None: that of the training images."""
+    """Folder that its file names refer to; None: images."""
+    val_split: str | None = None
+    """Such as val, where val_annotations has several."""
     drop_empty_boxes: bool = False
     """Leave out boxes without area, which are errors otherwise."""
 
@@ -80,6 +86,15 @@ class Train:
     """Train on tiles without objects, too."""
     augment: Literal["none", "simple", "sspnet"] = "simple"
     """simple: flip and colours. sspnet: the released pipeline with scales of 1 to 1.5."""
+    copy_paste: int = 0
+    """Copies of each small object of a tile, pasted elsewhere in it (Kisantal et al.)."""
+    copy_paste_bank: int = 0
+    """Small objects of other images, pasted into each tile."""
+    scale_match: Path | None = None
+    """Data set with objects of the sizes that tiles are resized to (Scale Match), such as
+    TinyPerson's for a training on COCO."""
+    monotone: bool = False
+    """Monotone Scale Match, which draws nothing."""
 
     batch: int = 4
     """Tiles of a step, in all parts and processes together."""
@@ -143,7 +158,8 @@ class Train:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "workers", "weight_decay", "seed"):
+        least_0 = ("warmup", "workers", "weight_decay", "seed", "copy_paste", "copy_paste_bank")
+        for name in least_0:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip", "epochs", "steps"):

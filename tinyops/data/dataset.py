@@ -1,8 +1,9 @@
-"""Tiles of a COCO set as training and validation samples."""
+"""Tiles of a data set as training and validation samples."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from tinyops.data.coco import CocoImage, CocoSet
 from tinyops.data.pillow import MODES, any_size, rgb_pixels
 from tinyops.data.tiles import Window, clip_to_window, tile_windows
+from tinyops.data.types import AnnotatedImage, AnnotatedSet
 
+_MAX_PIXELS = 2**30  # of a file of which the annotations say only where a tile is
 Transform = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 
 
@@ -32,7 +34,7 @@ class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     shared memory: `set_epoch` reaches workers that live on.
 
     Args:
-        data: what `read_coco` gave.
+        data: with a folder. Its images may be tiles of larger ones themselves (`corner`).
         tile: width and height of the tiles in pixels; None takes whole images.
         overlap: pixels that neighbouring tiles share. With more than the side of the largest
             object, some tile shows every object whole.
@@ -49,13 +51,13 @@ class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     Raises:
         ValueError: `cut` or `min_visible` is out of range; at access, a file that has another size
-            than the json states, or a kind of pixels that is not 8-bit.
+            than the set states, or a kind of pixels that is not 8-bit.
         OSError: at access, a file that cannot be decoded.
     """
 
     def __init__(
         self,
-        data: CocoSet,
+        data: AnnotatedSet,
         *,
         tile: tuple[int, int] | None = (640, 512),
         overlap: int | tuple[int, int] = 30,
@@ -98,7 +100,7 @@ class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             raise IndexError(f"index must be in 0..{len(self.tiles) - 1}, got {index}")
         number, window = self.tiles[index]
         x1, y1, x2, y2 = window
-        pixels = self._images.get(self.data.images[number])[y1:y2, x1:x2]
+        pixels = self._images.get(self.data, self.data.images[number])[y1:y2, x1:x2]
         image: Tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # [3, h, w] uint8
         boxes, labels, ignore = self._target(number, window)
         target: dict[str, Any] = {
@@ -129,13 +131,14 @@ class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def _target(self, number: int, window: Window) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, labels and ignore flags of one tile."""
         image = self.data.images[number]
+        labels, ignore = torch.from_numpy(image.labels), torch.from_numpy(image.ignore)
         boxes, visible = clip_to_window(image.boxes, window)
         whole = visible >= self._min_visible
         if self._cut == "drop":
-            return boxes[whole], image.labels[whole], image.ignore[whole]
+            return boxes[whole], labels[whole], ignore[whole]
         seen = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)  # less than a pixel shows nothing
         keep = whole | seen
-        return boxes[keep], image.labels[keep], (image.ignore | ~whole)[keep]
+        return boxes[keep], labels[keep], (ignore | ~whole)[keep]
 
 
 class _ImageCache:
@@ -143,7 +146,7 @@ class _ImageCache:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
-        self._images: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._images: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
 
     def __getstate__(self) -> int:
         return self._limit
@@ -151,59 +154,69 @@ class _ImageCache:
     def __setstate__(self, limit: int) -> None:
         self.__init__(limit)  # type: ignore[misc]
 
-    def get(self, image: CocoImage) -> NDArray[np.uint8]:
-        if image.id in self._images:
-            self._images.move_to_end(image.id)
-            return self._images[image.id]
-        size = image.width * image.height * 3
-        while self._images and self._held + size > self._limit:  # before decoding: memory is short
-            self._held -= self._images.popitem(last=False)[1].nbytes
-        pixels = decode(image)
-        self._images[image.id] = pixels
-        self._held += pixels.nbytes
-        return pixels
+    def get(self, data: AnnotatedSet, image: AnnotatedImage) -> NDArray[np.uint8]:
+        path = data.path(image)
+        if path in self._images:
+            self._images.move_to_end(path)
+        else:
+            size = image.width * image.height * 3
+            while self._images and self._held + size > self._limit:  # before decoding takes more
+                self._held -= self._images.popitem(last=False)[1].nbytes
+            pixels = decode(path, image)
+            self._images[path] = pixels
+            self._held += pixels.nbytes
+        x1, y1, x2, y2 = image.corner or (0, 0, image.width, image.height)
+        return self._images[path][y1:y2, x1:x2]
 
 
-def decode(image: CocoImage) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB pixels of a file.
+def decode(path: Path, image: AnnotatedImage) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] RGB pixels of a file: of the large image, if `image` is a tile of one.
 
     The orientation in EXIF is not applied: COCO's tools ignore it, so boxes refer to stored pixels.
     Transparency is dropped.
 
     Raises:
-        ValueError: the file's size is not the json's, or its pixels are not 8-bit.
+        ValueError: the file's size is not that of `image`, or its pixels are not 8-bit.
         OSError: the file cannot be decoded.
     """
-    with _opened(image) as file, any_size():  # Pillow counts the pixels of a TIFF once more
+    with _opened(path, image) as file, any_size():  # Pillow counts the pixels of a TIFF once more
         return rgb_pixels(file)
 
 
-def check_headers(images: Iterable[CocoImage]) -> None:
+def check_headers(data: AnnotatedSet) -> None:
     """Open every file without decoding its pixels, which is quick.
 
     Raises:
-        ValueError: as `decode` does, for the first such file.
+        ValueError: as `decode` does, for the first such file; the set has no folder.
         OSError: likewise, if the file is no image.
     """
-    for image in images:
-        with _opened(image):
+    for image in data.images:
+        with _opened(data.path(image), image):
             pass
 
 
 @contextmanager
-def _opened(image: CocoImage) -> Iterator[Image.Image]:
-    """The file of an image, when it is what the json says; errors name it."""
+def _opened(path: Path, image: AnnotatedImage) -> Iterator[Image.Image]:
+    """The file of an image, when it is what the set says; errors name it."""
     try:
-        with any_size():  # the json vouches for the size, compared before anything is decoded
-            opened = Image.open(image.path)
+        with any_size():  # the set vouches for the size, compared before anything is decoded
+            opened = Image.open(path)
         with opened as file:
-            if file.size != (image.width, image.height):
+            width, height = file.size
+            if image.corner is None and file.size != (image.width, image.height):
                 raise ValueError(
-                    f"{image.path} must be {image.width}x{image.height} px as the json says, "
-                    f"got {file.size[0]}x{file.size[1]}"
+                    f"{path} must be {image.width}x{image.height} px as its annotations say, "
+                    f"got {width}x{height}"
+                )
+            right, bottom = image.corner[2:] if image.corner is not None else file.size
+            fits = right <= width and bottom <= height and width * height <= _MAX_PIXELS
+            if image.corner is not None and not fits:
+                raise ValueError(
+                    f"{path} must be of at most {_MAX_PIXELS} px and hold the tile {image.corner}, "
+                    f"got {width}x{height}"
                 )
             if file.mode not in MODES:
-                raise ValueError(f"{image.path} must have 8-bit pixels, got mode {file.mode}")
+                raise ValueError(f"{path} must have 8-bit pixels, got mode {file.mode}")
             yield file
     except OSError as error:
-        raise OSError(f"cannot decode {image.path}: {error}") from error
+        raise OSError(f"cannot decode {path}: {error}") from error

@@ -56,8 +56,8 @@ def clip_to_window(boxes: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 
     Returns:
         clipped: [K, 4] in pixels of the window; boxes outside it have no area.
-        visible: [K] sqrt(clipped area / area), in 0..1. TinyBenchmark's splitter keeps an object
-            from 0.7 on, which is 49 % of its area.
+        visible: [K] sqrt(clipped area) / sqrt(area), in 0..1. TinyBenchmark's splitter keeps an
+            object from 0.7 on, which is 49 % of its area.
     """
     x1, y1, x2, y2 = window
     low = boxes.new_tensor([x1, y1])
@@ -65,5 +65,5 @@ def clip_to_window(boxes: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     corners = boxes.view(-1, 2, 2).clamp(low, high) - low  # [K, 2, 2]
     clipped = corners.reshape(-1, 4)
     sides, full = corners[:, 1] - corners[:, 0], boxes[:, 2:] - boxes[:, :2]
-    visible = (sides.prod(1) / full.prod(1)).sqrt()
+    visible = sides.prod(1).sqrt() / full.prod(1).sqrt()
     return clipped, torch.nan_to_num(visible)

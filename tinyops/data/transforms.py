@@ -5,6 +5,7 @@ and labels and `ignore` flags go with their boxes. A rotated box becomes the tig
 as in albumentations.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -133,6 +134,11 @@ class RandomResize(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(v2.functional.resize, inpt, params["size"], antialias=True)
+
+
+def in_turn(steps: Sequence[Any]) -> v2.Transform:
+    """Transforms of an image and a target, one after the other."""
+    return v2.Compose(list(steps))
 
 
 def simple_augmentation() -> v2.Transform:

@@ -1,7 +1,7 @@
 """What every reader gives and every writer takes: images and the objects in them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnnotatedImage:
     """One image and what is in it.
 
@@ -21,10 +21,11 @@ class AnnotatedImage:
         width: in pixels.
         height: in pixels.
         bbox: [K, 4] float64 x y width height in pixels, as files have them: nothing is rounded.
-        labels: [K] int64 in 1..len(classes) of the set.
+        labels: [K] int64 in 1..len(classes) of the set; 0 where `ignore` is of every class.
         ignore: [K] bool, regions in which nothing counts.
-        attributes: name -> [K] array of what else a format knows of its objects (iscrowd,
-            truncation, difficult, ...). Writers keep what their format has a place for.
+        attributes: name -> array [K, ...] of what else a format knows of its objects (iscrowd,
+            truncation, difficult, ...); one of objects has None for those without a value. Writers
+            keep what their format has a place for.
         corner: x1 y1 x2 y2 in the large image, if this is a tile of one; `file_name` is then that
             of the large image.
         extra: what else a format knows of the image.
@@ -41,17 +42,35 @@ class AnnotatedImage:
     corner: tuple[int, int, int, int] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        if self.bbox.shape != (count, 4):
+            raise ValueError(f"bbox must be [{count}, 4] like labels, got {list(self.bbox.shape)}")
+        for name, column in {"ignore": self.ignore, **self.attributes}.items():
+            if len(column) != count:
+                raise ValueError(f"{name} must have length {count} like labels, got {len(column)}")
+
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def boxes(self) -> Tensor:
-        """[K, 4] float32 x1 y1 x2 y2 in pixels."""
+        """`bbox` as [K, 4] float32 x1 y1 x2 y2 in pixels."""
         corners = np.concatenate([self.bbox[:, :2], self.bbox[:, :2] + self.bbox[:, 2:]], 1)
         return torch.from_numpy(corners.astype(np.float32))
 
+    def select(self, keep: NDArray[Any]) -> "AnnotatedImage":
+        """The image with the objects that a mask [K] or indices name."""
+        return replace(
+            self,
+            bbox=self.bbox[keep],
+            labels=self.labels[keep],
+            ignore=self.ignore[keep],
+            attributes={name: column[keep] for name, column in self.attributes.items()},
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class AnnotatedSet:
     """A data set.
 

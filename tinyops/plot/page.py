@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from tinyops._files import replacing
@@ -47,7 +47,7 @@ def write_page(
     Raises:
         ValueError: naming the argument with a value out of range.
     """
-    bars = {name: _share("precision", value) for name, value in (precision or {}).items()}
+    bars = {name: share("precision", value) for name, value in (precision or {}).items()}
     limit = MAX_PICTURES * 3 // 4 // max(1, len(pictures or {}))  # base64 adds a third
     values = {
         "title": title,
@@ -56,18 +56,27 @@ def write_page(
         "precision": bars,
         "stages": _stages(seconds or {}),
         "total": sum((seconds or {}).values()),
-        "pictures": [_picture(*item, limit) for item in (pictures or {}).items()],
+        "pictures": [stored_picture(*item, limit) for item in (pictures or {}).items()],
         "links": links,
     }
+    write_html(path, "page.html", values)
+
+
+def write_html(path: Path | str, template: str, values: Mapping[str, Any]) -> None:
+    """Write a page of one of the templates beside this file; it is replaced when it is complete."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
+    text = environment.get_template(template).render(values)
     with replacing(path) as temporary:
-        temporary.write_text(template.render(values), "utf-8")
+        temporary.write_text(text, "utf-8", "backslashreplace")  # of what is no text: its escape
 
 
-def _share(name: str, value: float | None) -> float | None:
+def share(name: str, value: float | None) -> float | None:
     if value is None or math.isnan(value):
         return None
     if not 0 <= value <= 1:
@@ -94,7 +103,7 @@ def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     return stages
 
 
-def _picture(caption: str, picture: Image.Image, limit: int) -> dict[str, Any]:
+def stored_picture(caption: str, picture: Image.Image, limit: int) -> dict[str, Any]:
     """JPEG in at most `limit` bytes, as a data URI."""
     picture = picture.convert("RGB")
     quality = 90

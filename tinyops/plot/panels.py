@@ -11,6 +11,7 @@ from tinyops.plot.ink import (
     GROUND,
     TEXT,
     Color,
+    Rectangle,
     font,
     heat_colors,
     pill,
@@ -86,14 +87,9 @@ def whole(scene: Scene, pixels: Pixels, scale: float, size: float) -> Image.Imag
 def cell(scene: Scene, source: WindowedImage, number: int, zoom: int) -> Image.Image:
     """A place magnified, with sizes and scores, and a line of text above it."""
     frame = scene.frames[number]
-    x1, y1, x2, y2 = frame
-    width, height = (x2 - x1) * zoom, (y2 - y1) * zoom
-    part = Image.fromarray(source.read(frame)).resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.array(part)
-    inside = Scene(scene.boxes, scene.colors, scene.texts, scene.removed, scene.tiles)
-    marks = inside.draw(pixels, View(x1, y1, zoom), line=2, gap=1, smallest=5)
-    part = Image.fromarray(pixels)
-    scene.write(ImageDraw.Draw(part), marks, (0, 0, width, height), 13)
+    x1, y1, _, _ = frame
+    part = magnified(scene, source, frame, zoom)
+    width, height = part.size
     picture = Image.new("RGB", (width, height + _CAPTION), GROUND)
     picture.paste(part, (0, _CAPTION))
     draw = ImageDraw.Draw(picture)
@@ -105,6 +101,18 @@ def cell(scene: Scene, source: WindowedImage, number: int, zoom: int) -> Image.I
     if left + font(14).getlength(text) + bar + 70 < width:
         draw.text((width - bar - 8, _CAPTION / 2 - 1), "10 px", FAINT, font(14), anchor="rm")
         draw.line((width - bar, _CAPTION / 2, width - 1, _CAPTION / 2), FAINT, 2)
+    return picture
+
+
+def magnified(scene: Scene, source: WindowedImage, frame: Rectangle, scale: float) -> Image.Image:
+    """A window of an image, larger or smaller, with sizes and scores; frames are not drawn."""
+    x1, y1, x2, y2 = frame
+    size = round((x2 - x1) * scale), round((y2 - y1) * scale)
+    pixels = np.array(Image.fromarray(source.read(frame)).resize(size, Image.Resampling.LANCZOS))
+    inside = Scene(scene.boxes, scene.colors, scene.texts, scene.removed, scene.tiles)
+    marks = inside.draw(pixels, View(x1, y1, scale), line=2, gap=1, smallest=5)
+    picture = Image.fromarray(pixels)
+    scene.write(ImageDraw.Draw(picture), marks, (0, 0, *size), 13)
     return picture
 
 

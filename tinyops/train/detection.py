@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tinyops.data.dataset import CocoTiles
-from tinyops.evaluation.sized_ap import TINYPERSON_BANDS, sized_ap
+from tinyops.data.formats.coco import to_coco
+from tinyops.evaluation.tinyperson import BANDS, THRESHOLDS, sized_ap
 from tinyops.inference.engine import check, look, stitch
 from tinyops.inference.types import Detection
 from tinyops.inference.views import Tile
@@ -74,8 +75,8 @@ def evaluate(
     model: nn.Module,
     tiles: CocoTiles,
     *,
-    bands: Mapping[str, tuple[float, float]] = TINYPERSON_BANDS,
-    iou_thresholds: Sequence[float] = (0.25, 0.5, 0.75),
+    bands: Mapping[str, tuple[float, float]] = BANDS,
+    iou_thresholds: Sequence[float] = THRESHOLDS,
     max_detections: int = 200,
     **options: Any,
 ) -> dict[str, float]:
@@ -84,7 +85,7 @@ def evaluate(
     Args:
         model: see `detect_tiles`, which finds the objects.
         tiles: likewise.
-        bands: see `tinyops.evaluation.sized_ap`, as for the next two.
+        bands: see `tinyops.evaluation.tinyperson.sized_ap`, as for the next two.
         iou_thresholds: in hundredths.
         max_detections: per image and class.
         options: of `detect_tiles`.
@@ -96,10 +97,10 @@ def evaluate(
     table: list[dict[str, float]] = []
     if rank() == 0:
         values = sized_ap(
-            tiles.data.ground_truth,
+            to_coco(tiles.data),
             results,
             bands=bands,
-            iou_thresholds=iou_thresholds,
+            thresholds=iou_thresholds,
             max_detections=max_detections,
         )
         table = [{f"ap{round(100 * t)}_{band}": value for (band, t), value in values.items()}]

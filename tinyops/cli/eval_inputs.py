@@ -1,0 +1,248 @@
+"""Files of `tinyops detect` in the form that a protocol of evaluation reads.
+
+Images are matched by file name and categories by name; where a file has no names, by their ids.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tinyops.data.formats import read
+from tinyops.data.formats.coco import to_coco
+from tinyops.evaluation.tables import load, named
+from tinyops.evaluation.widerface_files import read_truth
+from tinyops.inference.formats import DetectionFile, match_images, read_detections
+
+# VisDrone's classes from 1 on; 0 are ignored regions.
+_VISDRONE = (
+    *("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle"),
+    *("bus", "motor", "others"),
+)
+
+
+class _Found(NamedTuple):
+    category: Any
+    bbox: Sequence[float]
+    score: float
+
+
+_Build = Callable[[Mapping[Any, Sequence[_Found]]], Any]  # image -> what was found in it
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What detections are matched with, and how they are then written.
+
+    Attributes:
+        images: key -> file name.
+        categories: name -> what it becomes.
+        numbers: category id of a file without names -> what it becomes.
+        build: makes what `evaluate` takes.
+        any_category: any other name stays as it is.
+        suffixes: whether file names have suffixes that mean something.
+    """
+
+    images: Mapping[Any, str]
+    categories: Mapping[str, Any]
+    numbers: Mapping[int, Any]
+    build: _Build
+    any_category: bool = False
+    suffixes: bool = True
+
+
+def read_inputs(
+    protocol: str, truth: Path, detections: Path, ignore_unknown: bool
+) -> tuple[Any, Any, int]:
+    """What `evaluate` takes for both, and how many images of the detections were left out.
+
+    Args:
+        protocol: by name.
+        truth: path of the ground truth.
+        detections: path of a file of `tinyops detect`, or of what the protocol itself reads, which
+            is given back as it is.
+        ignore_unknown: leave out images that the ground truth does not have.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is not what it should be, or they do not fit together.
+    """
+    if _is_own(protocol, detections) and (protocol in _FORMS or not ignore_unknown):
+        return truth if protocol in _FORMS else _coco_content(truth), detections, 0
+    content, form = _FORMS.get(protocol, _coco)(truth)
+    file = read_detections(detections)
+    images, unknown = _images(file, form, detections)
+    if unknown and not ignore_unknown:
+        raise ValueError(
+            f"{detections}: {len(unknown)} images are not in {truth}, the first is {unknown[0]}; "
+            "--ignore-unknown-images leaves them out"
+        )
+    found: dict[Any, list[_Found]] = {key: [] for key in images.values()}
+    categories: dict[int, Any] = {}
+    for entry in file.entries:
+        number = entry["category_id"]
+        if entry["image_id"] not in images:
+            continue
+        if number not in categories:
+            categories[number] = _category(file, form, number, f"{detections}: ", truth)
+        row = _Found(categories[number], entry["bbox"], entry["score"])
+        found[images[entry["image_id"]]].append(row)
+    return content, form.build(found), len(unknown)
+
+
+def _is_own(protocol: str, path: Path) -> bool:
+    """Whether this is not a file of `tinyops detect`, which is .csv or an object of COCO."""
+    if path.is_dir() or path.suffix.lower() == ".csv":
+        return path.is_dir()
+    with path.open("rb") as file:
+        if file.read(1000).lstrip()[:1] != b"{":
+            return True
+    with named(path, ""):
+        return protocol == "tt100k" and "imgs" in load(path, dict)
+
+
+def _images(file: DetectionFile, form: _Form, path: Path) -> tuple[dict[int, Any], list[str]]:
+    """Id in the file -> key of the ground truth; and what it does not have."""
+    if not file.images:
+        used = dict.fromkeys(entry["image_id"] for entry in file.entries)
+        unknown = [f"image_id {key}" for key in used if key not in form.images]
+        return {key: key for key in used if key in form.images}, unknown
+    names = {
+        key: name if form.suffixes else str(PurePosixPath(name).with_suffix(""))
+        for key, name in file.images.items()
+    }
+    keys = match_images(
+        names.values(), ({"id": key, "file_name": name} for key, name in form.images.items())
+    )
+    unknown = [file.images[key] for key, name in names.items() if name not in keys]
+    return {key: keys[name] for key, name in names.items() if name in keys}, unknown
+
+
+def _category(file: DetectionFile, form: _Form, number: int, where: str, truth: Path) -> Any:
+    known: Mapping[Any, Any] = form.categories
+    name: Any = file.categories.get(number)
+    if name is None:
+        known, name = form.numbers, number
+    elif form.any_category:
+        return name
+    if name not in known:
+        raise ValueError(f"{where}category {name!r} is not in {truth}")
+    return known[name]
+
+
+class _Image(msgspec.Struct):
+    id: int
+    file_name: str
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class _Coco(msgspec.Struct):
+    images: list[_Image]
+    categories: list[_Category]
+
+
+def _coco_content(truth: Path) -> Any:
+    """What `evaluate` takes for a data set of any format: the path of COCO, or its content."""
+    if truth.suffix.lower() == ".json" or not truth.exists():
+        return truth
+    return to_coco(read(truth))
+
+
+def _coco(truth: Path) -> tuple[Any, _Form]:
+    with named(truth, ""):
+        content = load(_coco_content(truth), Any)
+        entries = load(content, _Coco)
+    categories = {category.name: category.id for category in entries.categories}
+    if len(categories) < len(entries.categories):
+        raise ValueError(f"{truth}: two categories have the same name")
+
+    def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
+        return [
+            {"image_id": key, "category_id": row.category, "bbox": row.bbox, "score": row.score}
+            for key, rows in found.items()
+            for row in rows
+        ]
+
+    images = {image.id: image.file_name for image in entries.images}
+    return content, _Form(images, categories, {k: k for k in categories.values()}, build)
+
+
+class _SignImage(msgspec.Struct):
+    path: str = ""
+
+
+class _Signs(msgspec.Struct):
+    imgs: dict[str, _SignImage]
+
+
+def _tt100k(truth: Path) -> tuple[Any, _Form]:
+    with named(truth, ""):
+        content = load(truth, Any)
+        images = {key: x.path or f"{key}.jpg" for key, x in load(content, _Signs).imgs.items()}
+
+    def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
+        return {
+            "imgs": {key: {"objects": [_sign(row) for row in rows]} for key, rows in found.items()}
+        }
+
+    return content, _Form(images, {}, {}, build, any_category=True)
+
+
+def _sign(row: _Found) -> dict[str, Any]:
+    x, y, width, height = row.bbox
+    box = {"xmin": x, "ymin": y, "xmax": x + width, "ymax": y + height}
+    return {"category": row.category, "score": 100 * row.score, "bbox": box}
+
+
+def _widerface(truth: Path) -> tuple[Any, _Form]:
+    faces = read_truth(truth)
+
+    def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
+        return [
+            {
+                "event": event,
+                "images": [{"name": name, "dt": [(*x.bbox, x.score) for x in _best_first(rows)]}],
+            }
+            for (event, name), rows in found.items()
+        ]
+
+    images = {key: "/".join(key).removesuffix(".jpg") for key in faces}
+    return truth, _Form(images, {"face": 1}, {1: 1}, build, suffixes=False)
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+def _visdrone(truth: Path) -> tuple[Any, _Form]:
+    if truth.is_dir():
+        names = sorted(path.stem for path in truth.glob("*.txt"))
+    else:
+        with named(truth, ""):
+            names = [image.name for image in load(truth, list[_Named])]
+
+    def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
+        return [
+            {
+                "name": name,
+                "dt": [(*x.bbox, x.score, x.category, -1, -1) for x in _best_first(rows)],
+            }
+            for name, rows in found.items()
+        ]
+
+    numbers = {k: k for k in range(len(_VISDRONE) + 1)}
+    categories = {name: k for k, name in enumerate(_VISDRONE, 1)}
+    return truth, _Form({name: name for name in names}, categories, numbers, build, suffixes=False)
+
+
+def _best_first(rows: Sequence[_Found]) -> list[_Found]:
+    return sorted(rows, key=lambda row: -row.score)
+
+
+_FORMS = {"tt100k": _tt100k, "widerface": _widerface, "visdrone": _visdrone}
