@@ -246,8 +246,9 @@ def _miss_rates(
             kinds = np.where(dropped, _DROPPED, matches.kinds[a, t][matches.by_score])
             parts = np.split(kinds, matches.offsets[1:-1])
             classes = [_recalls(parts[c], n, len(truth.image_ids)) for c, n in enumerate(counts[a])]
-            before, wrapped, recalls = ([x[k] for x in classes] for k in range(3))
-            read = wrapped if compatible else recalls
+            before = [x for x, _, _ in classes]
+            recalls = [x for _, _, x in classes]
+            read = [x for _, x, _ in classes] if compatible else recalls
             values = (_rate(read), before, _rate(recalls), [x.tolist() for x in read])
             for name, value in zip(names, values, strict=True):
                 block[name][f"{threshold:.2f}"] = value
