@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from tinyops.cli import main
 from tinyops.cli.train import Train, parse
 from tinyops.config import load_yaml
+from tinyops.data import read, write
 from tinyops.data.synth_write import write_tinysea
 from tinyops.models import load
 from tinyops.train import Training
@@ -59,6 +61,34 @@ def test_a_run_leaves_models_logs_and_its_configuration(folder, tmp_path, capsys
     assert model.categories == ("person",)
     assert model.recipe["head_channels"] == 16
     assert set(model([torch.rand(3, 64, 64)])[0]) == {"boxes", "scores", "labels"}
+
+
+def test_sets_in_other_formats_train_the_same_model(folder, tmp_path, capsys):
+    runs = []
+    for name in ("coco", "tt100k"):  # which keeps every bit of a box
+        sets = {}
+        for split in ("train", "val"):
+            data = read(folder / f"{split}.json", images=folder / split)
+            data = replace(data, images=tuple(x.select(~x.ignore) for x in data.images))
+            sets[split] = tmp_path / (f"{split}.json" if name == "coco" else f"tt-{split}")
+            write(data, sets[split], name, split=split, images="copy")
+        given = ["--annotations", str(sets["train"]), "--val-annotations", str(sets["val"])]
+        if name == "coco":
+            given += ["--images", f"{tmp_path}/train", "--val-images", f"{tmp_path}/val"]
+        out = tmp_path / f"run-{name}"
+        rest = command(folder, out)[9:]
+        assert main(["train", *given, *rest]) == 0
+        runs.append((out / "val.csv").read_bytes())
+    assert runs[0] == runs[1]
+    assert main(["train", *given[:2], "--format", "coco", *rest]) == 2
+    assert "tinyops train: " in capsys.readouterr().err
+
+
+def test_coco_needs_a_folder_of_images(folder, tmp_path, capsys):
+    given = ["train", "--annotations", f"{folder}/train.json", "--out", str(tmp_path / "run")]
+    assert main(given) == 2
+    message = f"tinyops train: {folder}/train.json: it says not where its images are; give images\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_run_repeats_from_its_configuration(folder, tmp_path):
@@ -169,7 +199,7 @@ def test_images_of_another_size_are_found_before_the_training(folder, tmp_path, 
     (tmp_path / "val.json").write_text(json.dumps(table))
     more = ["--val-annotations", str(tmp_path / "val.json")]
     assert main(command(folder, tmp_path / "run", *more)) == 2
-    assert "must be 97x64 px as the json says, got 96x64" in capsys.readouterr().err
+    assert "must be 97x64 px as its annotations say, got 96x64" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -153,6 +153,29 @@ def test_tiles_show_the_pixels_and_boxes_of_their_window(folder):
     assert nothing["boxes"].shape == (0, 4)
 
 
+def test_sets_of_tiles_show_the_pixels_of_the_large_image(folder):
+    content = copy.deepcopy(CONTENT)
+    content["images"] = [
+        {"id": 4, "file_name": "a.png", "width": 60, "height": 50, "corner": [40, 30, 100, 80]},
+        {"id": 2, "file_name": "a.png", "width": 60, "height": 50, "corner": [0, 0, 60, 50]},
+    ]
+    tiles = CocoTiles(read(folder, content), tile=(50, 50), overlap=40)
+    pixels = torch.tensor(np.asarray(Image.open(folder / "a.png"))).permute(2, 0, 1) / 255
+    check_headers(tiles.data)
+    assert len(tiles) == 4
+    torch.testing.assert_close(tiles[0][0], pixels[:, 30:80, 40:90])
+    torch.testing.assert_close(tiles[1][0], pixels[:, 30:80, 50:100])
+    torch.testing.assert_close(tiles[3][0], pixels[:, :50, 10:60])
+    assert tiles[1][1]["corner"].tolist() == [10, 0]  # in the tile that is the image here
+    assert tiles[1][1]["boxes"].tolist() == [[0, 20, 5, 26.5], [45, 5, 50, 9]]
+    content["images"][0]["corner"] = [41, 30, 101, 80]
+    with pytest.raises(ValueError, match=r"a\.png must .* hold the tile \(41, 30, 101, 80\), got"):
+        check_headers(read(folder, content))
+    content["images"][0]["corner"] = [41, 30, 101, 81]
+    with pytest.raises(ValueError, match=r"images\[0\]: corner must be .* a tile of 60x50, got"):
+        read(folder, content)
+
+
 @pytest.mark.parametrize("cut", ["ignore", "drop"])
 def test_objects_cut_beyond_half_are_ignored_or_dropped(folder, cut):
     tiles = CocoTiles(read(folder), tile=(60, 50), overlap=10, cut=cut)

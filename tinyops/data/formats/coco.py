@@ -48,7 +48,7 @@ def read(
     text, refused = path.read_bytes().removeprefix(codecs.BOM_UTF8), None
     try:
         content = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         try:
             content, refused = json.loads(text), error  # it knows NaN, whose place is then found
         except (ValueError, RecursionError) as reason:
@@ -177,7 +177,7 @@ def _check_image(where: str, entry: Any) -> None:
     for key in ("width", "height"):
         if type(entry.get(key)) is not int or not 1 <= entry[key] < 2**31:
             raise ValueError(f"{where}: {key} must be a positive int, got {entry.get(key)!r:.40}")
-    if not isinstance(entry.get("file_name"), str):
+    if not isinstance(entry.get("file_name"), str) or "\0" in entry["file_name"]:
         raise ValueError(f"{where}: file_name must be a text, got {entry.get('file_name')!r:.40}")
     corner = entry.get("corner")
     if corner is None:
@@ -283,7 +283,7 @@ def _head(data: AnnotatedSet) -> dict[str, Any]:
     for image in data.images:
         entry = {"id": image.id, "file_name": image.file_name, "width": image.width}
         entry |= {"height": image.height, **image.extra}
-        images.append(entry if image.corner is None else {**entry, "corner": image.corner})
+        images.append(entry if image.corner is None else {**entry, "corner": list(image.corner)})
     extra = dict(data.extra)
     rest = extra.pop("categories", [])
     rest = rest if len(rest) == len(data.classes) else [{}] * len(data.classes)
@@ -311,24 +311,31 @@ def _own_ids(data: AnnotatedSet) -> bool:
     return len(np.unique(ids)) == len(ids)
 
 
+def _unsaid(data: AnnotatedSet, image: AnnotatedImage) -> NDArray[np.bool_]:
+    """[K] objects to be ignored that neither a flag nor the category of the file calls so."""
+    said = image.labels == 0 if "ignore_category" in data.extra else ~image.ignore
+    for name in _IGNORED:
+        said = said | (image.attributes.get(name, np.zeros(1)) != 0)
+    return image.ignore & ~said
+
+
 def _annotations(data: AnnotatedSet) -> Iterator[dict[str, Any]]:
     """Image by image."""
-    known, named = _own_ids(data), "ignore_category" in data.extra
+    known = _own_ids(data)
+    add = ["iscrowd"]  # AI-TOD's evaluator wants it everywhere
+    if any(_unsaid(data, image).any() for image in data.images):
+        add.append("ignore")
     category_ids = (_ignore_id(data), *data.category_ids)
     number = 0
     for image in data.images:
         table = {name: values for name, values in image.attributes.items() if name not in _CORE}
-        told = np.zeros(len(image), np.bool_)
+        unsaid = _unsaid(data, image)
+        for name in add:
+            table.setdefault(name, np.zeros(len(image), np.int64))
         for name in _IGNORED:
             if name in table:
-                table[name] = np.where(image.ignore, table[name], table[name].dtype.type(0))
-                told |= table[name] != 0
-        silent = image.ignore & ~told & ~(named & (image.labels == 0))
-        for name in ("iscrowd", "ignore"):
-            if name in table or silent.any():
-                table[name] = np.where(silent, 1, table.get(name, np.zeros(len(image), np.int64)))
-        if "iscrowd" not in table:
-            table["iscrowd"] = np.zeros(len(image), np.int64)
+                flag = np.where(image.ignore, table[name], table[name].dtype.type(0))
+                table[name] = np.where(unsaid & (name in add), 1, flag) if unsaid.any() else flag
         if "area" not in table:
             table["area"] = image.bbox[:, 2] * image.bbox[:, 3]
         names, rows = list(table), zip(*(values.tolist() for values in table.values()), strict=True)

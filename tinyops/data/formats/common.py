@@ -109,6 +109,8 @@ def read_lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be a text in UTF-8: {error}") from None
+    if "\0" in text:
+        raise ValueError(f"{path} must be a text, got a NUL")
     return [line.strip() for line in text.rstrip().splitlines()]
 
 
@@ -119,7 +121,7 @@ def numbers(where: str, line: str, fields: str, separator: str | None = None) ->
     with suppress(ValueError):
         values = [float(word) for word in words]
     if len(values) != count or not all(abs(value) < _LIMIT for value in values):
-        raise ValueError(f"{where}: expected {count} finite numbers, {fields}; got {line!r:.80}")
+        raise ValueError(f"{where}: {fields} must be finite numbers, got {line!r:.80}")
     return values
 
 
@@ -286,7 +288,7 @@ def losses(
         for key, values in image.attributes.items():
             if key == "area":
                 area = image.bbox[:, 2] * image.bbox[:, 3]
-                values = ~np.isclose(values.astype(np.float64), area, rtol=1e-6)
+                values = np.abs(values.astype(np.float64) - area) > 1e-6 * area  # none: as NaN
             held = key in attributes or (key in whole_attributes and _is_whole(values))
             if not held:
                 boxes[key] += _said(values)
@@ -306,4 +308,4 @@ def _said(values: NDArray[Any]) -> int:
     """How many objects have a value other than none and zero."""
     if values.dtype == object:
         return sum(value is not None for value in values)
-    return int((values != 0).reshape(len(values), -1).any(1).sum())
+    return int((values != 0).any(tuple(range(1, values.ndim))).sum())

@@ -37,7 +37,7 @@ def read(
     common.need_folder(_NAME, images)
     try:
         content = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: it is not JSON: {error}") from error
     entries = content.get("imgs") if isinstance(content, dict) else None
     types = content.get("types", []) if isinstance(content, dict) else None
@@ -70,7 +70,8 @@ def read(
 def _check_image(where: str, entry: Any) -> None:
     if not isinstance(entry, dict) or not isinstance(entry.get("objects"), list):
         raise ValueError(f"{where} must have a list of objects, got {entry!r:.60}")
-    if type(entry.get("id")) is not int or not isinstance(entry.get("path"), str):
+    name = entry.get("path")
+    if type(entry.get("id")) is not int or not isinstance(name, str) or "\0" in name:
         raise ValueError(f"{where} must have an int id and a path, got {entry!r:.60}")
     for k, found in enumerate(entry["objects"]):
         good = isinstance(found, dict) and isinstance(found.get("category"), str)

@@ -100,7 +100,7 @@ def _text(where: str, entry: Element, field: str) -> str:
 
 
 def _number(where: str, entry: Element, field: str) -> float:
-    return common.numbers(f"{where}: {field}", _text(where, entry, field), "n")[0]
+    return common.numbers(where, _text(where, entry, field), field)[0]
 
 
 def _size(where: str, root: Element, image: Path | None) -> tuple[int, int]:

@@ -12,6 +12,7 @@ regions to be ignored. The images' sizes are in their files.
 """
 
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def read(
         classes, folders = _read_yaml(table, split)
     if images is not None:
         folders = [images]
-    root, names = _images(folders)
+    root, names = _images(table, folders)
     result = []
     for number, name in enumerate(names, 1):
         size = common.image_size(root / name)
@@ -76,16 +77,14 @@ def _read_yaml(path: Path, split: str | None) -> tuple[list[str], list[Path]]:
     names = content.get("names")
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str | int) for n in names):
-        raise ValueError(f"{path}: names must be the classes from 0 on, got {names!r:.60}")
+    if not isinstance(names, list) or not names or not {type(n) for n in names} <= {str, int}:
+        raise ValueError(f"{path}: names must be the classes from 0 on, got {reprlib.repr(names)}")
     known = [key for key in ("train", "val", "test") if content.get(key)]
     chosen = common.choose_split(path, split, known)
     places: Any = content.get(chosen) if chosen else None
     places = places if isinstance(places, list) else [places]
     if not all(isinstance(place, str) for place in places):
-        raise ValueError(
-            f"{path}: {chosen or 'train'} must be a path or a list, got {places!r:.60}"
-        )
+        raise ValueError(f"{path}: {chosen or 'train'} must be paths, got {reprlib.repr(places)}")
     root = path.parent / str(content.get("path") or "")
     return list(map(str, names)), [_place(root, place) for place in places]
 
@@ -98,7 +97,7 @@ def _place(root: Path, place: str) -> Path:
     return found
 
 
-def _images(places: list[Path]) -> tuple[Path, list[str]]:
+def _images(table: Path, places: list[Path]) -> tuple[Path, list[str]]:
     """A folder, and the names of the images relative to it."""
     found: list[Path] = []
     for place in places:
@@ -107,7 +106,7 @@ def _images(places: list[Path]) -> tuple[Path, list[str]]:
         elif place.suffix == ".txt" and place.is_file():
             found += [_place(place.parent, line) for line in common.read_lines(place) if line]
         else:
-            raise FileNotFoundError(f"expected images in {place}, found no folder and no text")
+            raise FileNotFoundError(f"{table}: expected images in {place}, found nothing")
     folders = [str(path.parent) for path in found]
     root = (
         places[0] if len(places) == 1 and places[0].is_dir() else Path(os.path.commonpath(folders))
