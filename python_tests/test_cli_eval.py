@@ -314,6 +314,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(truth, tmp_path, cap
         ("tinyperson", ("--threads", 0), "threads"),
         ("widerface", ("--max-detections", 5), "--max-detections: widerface has no such setting"),
         ("coco", ("--min-score", 5), "--min-score: coco has no such setting"),
+        ("widerface", ("--ignore-unknown-images",), "--ignore-unknown-images is not for widerface"),
         ("coco", ("--images", "."), "--images is for the report, which needs --out"),
     ],
 )

@@ -403,7 +403,7 @@ def test_wrong_voc_is_named(tmp_path, text, message):
         ("data.yaml", "train: [", r"data\.yaml must be YAML: "),
         ("data.yaml", "- 1", r"data\.yaml must be a mapping"),
         ("data.yaml", "train: no\nnames: [a]\n", r"data\.yaml: split must be one .*, none; got tr"),
-        ("data.yaml", "train: none\nnames: [a]\n", r"expected images in .*none, found no folder"),
+        ("data.yaml", "train: none\nnames: [a]\n", r"data\.yaml: expected images in .*none, fo"),
     ],
 )
 def test_wrong_yolo_is_named(tmp_path, name, text, message):

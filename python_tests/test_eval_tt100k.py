@@ -61,6 +61,9 @@ def test_an_overlap_of_exactly_the_threshold_is_none():
     truth = images(a=[thing(0, 0, 10, 10)])
     assert measure(truth, images(a=[thing(0, 0, 10, 5, score=99)])) == [0, 1, 1]
     assert measure(truth, images(a=[thing(0, 0, 10, 5.01, score=99)])) == [1, 0, 0]
+    higher = "iou0.75_minscore40_overall_all"
+    assert measure(truth, images(a=[thing(0, 0, 10, 7.5, score=99)]), higher) == [0, 1, 1]
+    assert measure(truth, images(a=[thing(0, 0, 10, 7.51, score=99)]), higher) == [1, 0, 0]
 
 
 def test_an_object_of_another_size_leaves_with_its_detection():

@@ -177,13 +177,25 @@ def test_other_protocols_have_one_too(tmp_path, protocol, case, names):
     assert "Missed objects" in read.text
 
 
+def test_images_of_visdrone_have_names_without_a_suffix(tmp_path):
+    Image.new("RGB", (99, 99), SEA).save(tmp_path / "7.jpg")
+    row = [10, 10, 6, 6, 1, 4, 0, 0]
+    scene = [{"name": "7", "width": 99, "height": 99, "gt": [row], "dt": []}]
+    (tmp_path / "scene.json").write_text(json.dumps(scene))
+    files = [f"--{name}={tmp_path / 'scene.json'}" for name in ("gt", "detections")]
+    options = ("--protocol", "visdrone", "--images", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert main(["eval", *files, *options]) == 0
+    (shown,) = Elements((tmp_path / "out" / "report.html").read_text()).all("img")
+    assert shows(picture(shown), MISS)
+
+
 def test_nothing_at_all_has_a_report(scene):
     (scene / "found.json").write_text("[]")
     truth = json.loads((scene / "truth.json").read_text())
     text, metrics = written(scene, "--images", scene / "images")
     assert metrics["found"] == metrics["false_alarms"] == 0
     assert "None." in Elements(text).text
-    (scene / "truth.json").write_text(json.dumps({**truth, "images": [], "annotations": []}))
+    (scene / "truth.json").write_text(json.dumps({key: [] for key in truth}))
     text, _ = written(scene)
     assert Elements(text).all("polyline") == []
 

@@ -69,11 +69,14 @@ def read_inputs(
         OSError: a file cannot be read.
         ValueError: a file is not what it should be, or they do not fit together.
     """
-    if _is_own(protocol, detections) and (protocol in _FORMS or not ignore_unknown):
+    own = _is_own(protocol, detections)
+    if own and ignore_unknown and protocol in _FORMS:
+        raise ValueError(f"--ignore-unknown-images is not for {protocol}'s own form: {detections}")
+    if own and not ignore_unknown:
         return truth if protocol in _FORMS else _coco_content(truth), detections, 0
     content, form = _FORMS.get(protocol, _coco)(truth)
     file = read_detections(detections)
-    images, unknown = _images(file, form, detections)
+    images, unknown = _images(file, form)
     if unknown and not ignore_unknown:
         raise ValueError(
             f"{detections}: {len(unknown)} images are not in {truth}, the first is {unknown[0]}; "
@@ -86,7 +89,8 @@ def read_inputs(
         if entry["image_id"] not in images:
             continue
         if number not in categories:
-            categories[number] = _category(file, form, number, f"{detections}: ", truth)
+            with named(detections, ""):
+                categories[number] = _category(file, form, number, truth)
         row = _Found(categories[number], entry["bbox"], entry["score"])
         found[images[entry["image_id"]]].append(row)
     return content, form.build(found), len(unknown)
@@ -103,7 +107,7 @@ def _is_own(protocol: str, path: Path) -> bool:
         return protocol == "tt100k" and "imgs" in load(path, dict)
 
 
-def _images(file: DetectionFile, form: _Form, path: Path) -> tuple[dict[int, Any], list[str]]:
+def _images(file: DetectionFile, form: _Form) -> tuple[dict[int, Any], list[str]]:
     """Id in the file -> key of the ground truth; and what it does not have."""
     if not file.images:
         used = dict.fromkeys(entry["image_id"] for entry in file.entries)
@@ -120,7 +124,7 @@ def _images(file: DetectionFile, form: _Form, path: Path) -> tuple[dict[int, Any
     return {key: keys[name] for key, name in names.items() if name in keys}, unknown
 
 
-def _category(file: DetectionFile, form: _Form, number: int, where: str, truth: Path) -> Any:
+def _category(file: DetectionFile, form: _Form, number: int, truth: Path) -> Any:
     known: Mapping[Any, Any] = form.categories
     name: Any = file.categories.get(number)
     if name is None:
@@ -128,7 +132,7 @@ def _category(file: DetectionFile, form: _Form, number: int, where: str, truth: 
     elif form.any_category:
         return name
     if name not in known:
-        raise ValueError(f"{where}category {name!r} is not in {truth}")
+        raise ValueError(f"category {name!r} is not in {truth}")
     return known[name]
 
 

@@ -151,7 +151,7 @@ def _gallery(
     for image in [] if folder is None else np.unique(images).tolist():
         if not details.image_names[image]:
             raise ValueError(f"image {details.image_ids[image]} has no file name to show it by")
-        source = open_source(folder / details.image_names[image])
+        source = open_source(_file(folder / details.image_names[image]))
         try:
             for k in np.flatnonzero(images == image).tolist():
                 least = -np.inf if scores is None else details.scores[rows[k]]
@@ -161,6 +161,12 @@ def _gallery(
     shown = f"{len(images):,} of {len(rows):,}, " if len(images) < len(rows) else ""
     shown += order if len(rows) else "None."
     return Gallery(title, shown[0].upper() + shown[1:], captions, [x for x in pictures if x])
+
+
+def _file(path: Path) -> Path:
+    """An image whose name may lack its suffix, as in VisDrone."""
+    whole = (path.with_name(path.name + suffix) for suffix in (".jpg", ".jpeg", ".png"))
+    return path if path.is_file() else next((x for x in whole if x.is_file()), path)
 
 
 def _drawn(

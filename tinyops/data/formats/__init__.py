@@ -1,10 +1,11 @@
 """Readers and writers of data sets: one file per format, one type for all."""
 
 import os
+import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,7 +16,7 @@ from tinyops.data.types import AnnotatedSet
 
 AnyPath = str | os.PathLike[str]
 Format = Literal["coco", "tt100k", "visdrone", "voc", "widerface", "yolo"]
-MODULES: dict[str, ModuleType] = {
+MODULES: dict[str, Any] = {
     "coco": coco,
     "tt100k": tt100k,
     "visdrone": visdrone,
@@ -104,23 +105,23 @@ def write(
             copy or link.
     """
     path, module = Path(path), _module(format)
-    if not split.isidentifier():
+    if not re.fullmatch(r"[\w-]+", split):
         raise ValueError(f"split must be a plain name such as train, got {split!r}")
     names = {} if images == "none" else {data.path(image): image.file_name for image in data.images}
     if format == "coco":
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not names:
-            return list(module.write(data, path))
-        file_names(data, "COCO", stems=False, tiles=True)
-        with new_folder(path.with_suffix("")) as folder:
+        if names:
+            file_names(data, "COCO", stems=False, tiles=True)
+        with new_folder(path.with_suffix("")) if names else nullcontext(path) as folder:
             _place(names, folder, images)
-            return list(module.write(data, path))
+            notes: list[str] = module.write(data, path)
+        return notes
     with new_folder(path) as folder:
         notes = module.write(data, folder, split=split)
         _place(names, folder / module.IMAGES.format(split=split), images)
-    return list(notes)
+    return notes
 
 
 def recognise(path: Path) -> tuple[str, Path]:
@@ -161,7 +162,7 @@ def _has_imgs(path: Path) -> bool:
     return "imgs" in content and "images" not in content
 
 
-def _module(format: str) -> ModuleType:
+def _module(format: str) -> Any:
     if format not in MODULES:
         raise ValueError(f"format must be one of {', '.join(MODULES)}, got {format!r}")
     return MODULES[format]

@@ -48,7 +48,7 @@ def read(
     text, refused = path.read_bytes().removeprefix(codecs.BOM_UTF8), None
     try:
         content = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         try:
             content, refused = json.loads(text), error  # it knows NaN, whose place is then found
         except (ValueError, RecursionError) as reason:

@@ -288,7 +288,7 @@ def losses(
         for key, values in image.attributes.items():
             if key == "area":
                 area = image.bbox[:, 2] * image.bbox[:, 3]
-                values = ~np.isclose(values.astype(np.float64), area, rtol=1e-6)
+                values = np.abs(values.astype(np.float64) - area) > 1e-6 * area  # none: as NaN
             held = key in attributes or (key in whole_attributes and _is_whole(values))
             if not held:
                 boxes[key] += _said(values)

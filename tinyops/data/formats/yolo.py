@@ -57,7 +57,7 @@ def read(
         classes, folders = _read_yaml(table, split)
     if images is not None:
         folders = [images]
-    root, names = _images(folders)
+    root, names = _images(table, folders)
     result = []
     for number, name in enumerate(names, 1):
         size = common.image_size(root / name)
@@ -97,7 +97,7 @@ def _place(root: Path, place: str) -> Path:
     return found
 
 
-def _images(places: list[Path]) -> tuple[Path, list[str]]:
+def _images(table: Path, places: list[Path]) -> tuple[Path, list[str]]:
     """A folder, and the names of the images relative to it."""
     found: list[Path] = []
     for place in places:
@@ -106,7 +106,7 @@ def _images(places: list[Path]) -> tuple[Path, list[str]]:
         elif place.suffix == ".txt" and place.is_file():
             found += [_place(place.parent, line) for line in common.read_lines(place) if line]
         else:
-            raise FileNotFoundError(f"expected images in {place}, found no folder and no text")
+            raise FileNotFoundError(f"{table}: expected images in {place}, found nothing")
     folders = [str(path.parent) for path in found]
     root = (
         places[0] if len(places) == 1 and places[0].is_dir() else Path(os.path.commonpath(folders))
