@@ -127,6 +127,9 @@ def test_visdrone(tmp_path):
         ([7, 8, 9, 9], 0, True),  # others
     ]
     assert image.attributes["occlusion"].tolist() == [2, 0, 0, 0]
+    entries = to_coco(data)["annotations"]  # no evaluator counts them, whatever flag it looks at
+    assert [(a["iscrowd"], a["ignore"]) for a in entries] == [(0, 0), (1, 1), (1, 1), (1, 1)]
+    assert [a["category_id"] for a in entries] == [4, 11, 1, 11]  # 11 is named "ignore"
     write(data, tmp_path / "new", "visdrone")
     for name in ("a", "b"):
         new = (tmp_path / f"new/annotations/{name}.txt").read_text()
