@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinyops._files import MODEL, TRAINING, kind_of
 from tinyops.models.checkpoint import read_model, refuse_other_files
@@ -40,7 +40,7 @@ def make_backbone(
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> nn.Module:
+) -> Any:
     """A backbone with weights.
 
     Args:
@@ -58,36 +58,49 @@ def make_backbone(
             this backbone, or were made for images that were normalised in another way.
     """
     make = maker(name)
-    path = Path(weights or "imagenet")
-    if not path.is_dir() and not (path.is_file() and kind_of(path) in (MODEL, TRAINING)):
-        model: nn.Module = make(weights=weights, **settings)
-        return model
-    path, tensors, facts = read_model(path)
-    if facts["name"] != CLASSIFIER + name:
-        raise ValueError(f"{path}: expected a classifier with {name}, got {facts['name']}")
-    arguments = facts["arguments"]
-    for key, own, usual in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
-        theirs = arguments.get(key, usual)
-        if list(theirs) != list(own):
-            raise ValueError(
-                f"{path}: expected weights for images normalised with {key} {list(own)}, "
-                f"got {list(theirs)}; {key} can be overridden"
-            )
-    body = "backbone."
-    state = {key.removeprefix(body): x for key, x in tensors.items() if key.startswith(body)}
-    known = keywords(make)
+    if weights in (None, "imagenet", "imagenet_v2") or not _is_run(Path(weights)):
+        return make(weights=weights, **settings)
+    path, tensors, facts = read_model(weights)
     try:
-        refuse_other_files(facts["name"], arguments)
-        there = make(**{key: value for key, value in arguments.items() if key in known})
-        model = make(**settings, weights=state)
-    except (ValueError, TypeError, RuntimeError) as error:
+        return _of_classifier(make, name, settings, tensors, facts, {"mean": mean, "std": std})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    # Networks with equal tensors can still differ, by a stride or a pooling.
-    for theirs, ours in zip_longest(repr(there).splitlines(), repr(model).splitlines()):
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and kind_of(path) in (MODEL, TRAINING))
+
+
+def _of_classifier(
+    make: Recipe,
+    name: str,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    pixels: Mapping[str, Sequence[float]],
+) -> Any:
+    """A backbone with the weights of a classifier that has the same one."""
+    if facts.get("name") != CLASSIFIER + name:
+        raise ValueError(f"expected a classifier with {name}, got {facts.get('name')}")
+    arguments = facts["arguments"]
+    refuse_other_files(facts["name"], arguments)
+    for key, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        theirs, ours = list(arguments.get(key, usual)), list(pixels[key])
         if theirs != ours:
             raise ValueError(
-                f"{path}: expected weights of this backbone with the same settings, "
-                f"got {str(theirs).strip()!r} where it has {str(ours).strip()!r}"
+                f"expected weights for images normalised with {key} {ours}, got {theirs}; "
+                f"{key} can be overridden"
+            )
+    known, body = keywords(make), "backbone."
+    there = make(**{key: value for key, value in arguments.items() if key in known})
+    state = {key.removeprefix(body): x for key, x in tensors.items() if key.startswith(body)}
+    model = make(**settings, weights=state)
+    # Networks with equal tensors can still differ, by a stride or a pooling.
+    for old, new in zip_longest(repr(there).splitlines(), repr(model).splitlines()):
+        if old != new:
+            raise ValueError(
+                f"expected weights of this backbone with the same settings, "
+                f"got {str(old).strip()!r} where it has {str(new).strip()!r}"
             )
     return model
 

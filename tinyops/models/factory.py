@@ -131,7 +131,7 @@ def create(
     }
     parts = share_out(settings, makers, name, "neck_channels")
     pixels = {key: settings[key] for key in ("mean", "std") if key in settings}
-    body: Any = make_backbone(backbone, weights, parts["backbone"], **pixels)
+    body = make_backbone(backbone, weights, parts["backbone"], **pixels)
     pyramid = system.neck(body.channels, neck_channels, body.strides, **parts["neck"])
     if system.refiner is not None:
         refiner = system.refiner(pyramid.channels, pyramid.strides, **parts["refiner"])
