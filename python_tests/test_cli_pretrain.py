@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from small_image_files import NAMES, archive, write_cifar, write_cifar_binary, write_imagenet32
@@ -14,6 +15,7 @@ from tinyops.cli import main
 from tinyops.cli.pretrain import Pretrain
 from tinyops.config import load_yaml
 from tinyops.data.cifar100 import read_cifar100
+from tinyops.data.small_images import SmallImages
 from tinyops.data.synth_write import write_tinysea
 from tinyops.models import create_classifier, load
 from tinyops.train import Training, accuracy
@@ -262,10 +264,6 @@ def test_the_top_five_of_images_that_are_shared_unevenly():
 
         def forward(self, images):
             return -torch.arange(10.0).expand(len(images), 10)
-
-    import numpy as np
-
-    from tinyops.data.small_images import SmallImages
 
     labels = np.array([0, 0, 3, 4, 5, 9, 0])
     data = SmallImages((np.zeros((7, 3, 32, 32), np.uint8),), labels, tuple("abcdefghij"))

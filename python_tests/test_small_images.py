@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import io
 import os
 import pickle
@@ -72,8 +73,6 @@ def test_cifar_from_its_archive(tmp_path, write, monkeypatch):
         read_cifar100(path, verify=True)
     with pytest.raises(ValueError, match="only an archive can be verified"):
         read_cifar100(tmp_path / "a", verify=True)
-    import hashlib
-
     monkeypatch.setattr(cifar100, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
     assert len(read_cifar100(path, verify=True)) == 64
 
