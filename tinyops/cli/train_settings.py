@@ -15,6 +15,7 @@ from tinyops.cli.training import InputError
 from tinyops.config import load_yaml, parse_yaml
 from tinyops.evaluation.sized_ap import TINYPERSON_BANDS
 
+_PROGRAM = "tinyops train"
 THRESHOLDS = (0.25, 0.5, 0.75)
 # Name -> (band, threshold), as `sized_ap` has it.
 METRICS = {f"ap{round(100 * t)}_{band}": (band, t) for t in THRESHOLDS for band in TINYPERSON_BANDS}
@@ -167,7 +168,7 @@ def parse(
     arguments: Sequence[str],
     description: str | None = None,
     kind: type[Any] = Train,
-    program: str = "tinyops train",
+    program: str = _PROGRAM,
 ) -> Any:
     """The settings of a command line.
 
