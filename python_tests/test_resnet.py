@@ -109,7 +109,7 @@ def test_files_that_do_not_fit_are_refused(published, tmp_path):
     torch.save({**state, "conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"has in another shape 'conv1.weight'"):
         resnet.resnet18(weights=path)
-    torch.save({"state_dict": state}, path)
+    torch.save({"optimizer": state}, path)
     with pytest.raises(ValueError, match="must be a state dict of tensors"):
         resnet.resnet18(weights=path)
     for name in ("bad.pth", "bad.safetensors"):

@@ -114,6 +114,15 @@ def write_tensors(
             raise OSError(f"{path}: {error}") from error
 
 
+def kind_of(path: Path | str) -> str | None:
+    """What kind of file this is; None: none of this package."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(_FORMAT)
+    except SafetensorError:
+        return None
+
+
 def read_facts(path: Path | str, kinds: Collection[str]) -> tuple[str, dict[str, Any]]:
     """What kind of file this is, and its facts.
 

@@ -13,6 +13,7 @@ COMMANDS: Commands = {
     "data": ("tinyops.cli.data", "Make, convert and look at data sets."),
     "demo": ("tinyops.cli.demo", "Find a thousand people in a picture drawn for it."),
     "detect": ("tinyops.cli.detect", "Find tiny objects in images of any size."),
+    "pretrain": ("tinyops.cli.pretrain", "Train a backbone on small images."),
     "train": ("tinyops.cli.train", "Train a detector."),
     "eval": ("tinyops.cli.eval", "Measure detections against a data set."),
 }

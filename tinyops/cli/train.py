@@ -7,10 +7,7 @@ given on the command line wins. The same command again goes on with a training t
 
 import functools
 import gc
-import importlib.util
 import math
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +17,8 @@ import torch
 from rich.console import Console
 
 from tinyops.cli.augmentation import make_transform
-from tinyops.cli.device import choose_device
-from tinyops.cli.train_settings import FREE, METRICS, THRESHOLDS, InputError, Train, parse
+from tinyops.cli.train_settings import FREE, METRICS, THRESHOLDS, Train, parse
+from tinyops.cli.training import InputError, command, is_first, training_device
 from tinyops.config import dump_yaml, to_plain
 from tinyops.data import read
 from tinyops.data.dataset import CocoTiles, check_headers
@@ -34,49 +31,26 @@ from tinyops.models.phases import PhasedDetector
 from tinyops.train import (
     Order,
     Schedule,
-    StateError,
     Training,
     evaluate,
     fit,
     make_optimizer,
-    process_group,
 )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `tinyops train <arguments>`; returns the exit code."""
-    try:
-        settings = parse(arguments, __doc__)
-        return run(settings)
-    except (InputError, StateError) as error:  # the caller's mistakes: one line, no traceback
-        return _fail(error, 2)
-    except FloatingPointError as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command without --fresh goes on", 130)
-
-
-def _fail(error: object, code: int) -> int:
-    number = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
-    print(f"tinyops train{number}: {error}", file=sys.stderr)
-    return code
+    return command("train", lambda: run(parse(arguments, __doc__)))
 
 
 def run(settings: Train) -> int:
     """The `train` command."""
-    try:
-        wanted = choose_device(settings.device)
-        if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError('tensorboard needs the package: pip install "tinyops[log]"')
-    except ValueError as error:
-        raise InputError(error) from error
-    with process_group(wanted) as device:
+    with training_device(settings.device, tensorboard=settings.tensorboard) as device:
         return _train(settings, device)
 
 
 def _train(settings: Train, device: torch.device) -> int:
     console = Console()
-    is_first = os.environ.get("RANK", "0") == "0"
     try:
         data, tiles, val = _data(settings)
         torch.manual_seed(settings.seed)
@@ -89,14 +63,14 @@ def _train(settings: Train, device: torch.device) -> int:
             )  # to share out
         states = [phase.folder / "last.safetensors" for phase in phases]
         settings.out.mkdir(parents=True, exist_ok=True)
-        if is_first and (settings.fresh or not any(path.is_file() for path in states)):
+        if is_first() and (settings.fresh or not any(path.is_file() for path in states)):
             dump_yaml(replace(settings, fresh=False), settings.out / "config.yaml")
-        if is_first and settings.fresh:  # of later phases, too
+        if is_first() and settings.fresh:  # of later phases, too
             for path in states:
                 path.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
         raise InputError(error) from error
-    if is_first:
+    if is_first():
         size = sum(p.numel() for p in model.parameters())
         console.print(
             f"{settings.model}: {size:,} parameters, {len(data.classes)} classes; "
@@ -124,7 +98,7 @@ def _train(settings: Train, device: torch.device) -> int:
     for number, phase in enumerate(phases, 1):
         if isinstance(model, PhasedDetector):
             model.set_phase(phase.name)
-            if is_first:
+            if is_first():
                 console.print(f"phase {number} of {len(phases)}: {phase.name}, {phase.steps} steps")
         training = _training(model, settings, phase.steps, len(tiles), device)
         fit(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
+from tinyops.cli.training import InputError
 from tinyops.config import load_yaml, parse_yaml
 from tinyops.data.formats import Format
 from tinyops.evaluation.tinyperson import BANDS, THRESHOLDS
@@ -37,7 +38,7 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-_OVERRIDES = tyro.constructors.PrimitiveConstructorSpec(
+OVERRIDES = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
     metavar="NAME=VALUE",
     instance_from_str=_overrides,
@@ -71,10 +72,11 @@ class Train:
 
     model: str = "faster_rcnn_sspnet_resnet50"
     """A name that tinyops.models.create knows."""
-    override: Annotated[dict[str, Any], _OVERRIDES] = field(default_factory=dict)
+    override: Annotated[dict[str, Any], OVERRIDES] = field(default_factory=dict)
     """Settings of the model in YAML, such as neck_channels=64 "anchor_scales=[2, 4]"."""
     weights: str | None = None
-    """Of the backbone: imagenet (a download), a file, or None: random ones."""
+    """Of the backbone: imagenet (a download), the folder of a run of `tinyops pretrain`, a file of
+    tensors as torchvision, timm and mmpretrain write them, or None: random ones."""
     start: Path | None = None
     """A model, or the folder of a run, to begin with: all its tensors that fit are taken."""
 
@@ -178,12 +180,20 @@ class Train:
             raise ValueError(f"best must be one of {', '.join(METRICS)}, got {self.best!r}")
 
 
-class InputError(Exception):
-    """A mistake in what the caller gave."""
+def parse(
+    arguments: Sequence[str],
+    description: str | None = None,
+    kind: type[Any] = Train,
+    program: str = _PROGRAM,
+) -> Any:
+    """The settings of a command line.
 
-
-def parse(arguments: Sequence[str], description: str | None = None) -> Train:
-    """The settings of a command line; the description is for its help."""
+    Args:
+        arguments: of the command.
+        description: for its help.
+        kind: of the settings; they have `override` and `check`.
+        program: for the help.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--override", nargs="*", action="append")  # tyro would take the last alone
@@ -192,11 +202,11 @@ def parse(arguments: Sequence[str], description: str | None = None) -> Train:
     try:
         override = _overrides(words)
         if known.config is None:
-            settings = tyro.cli(Train, prog=_PROGRAM, description=description, args=rest)
+            settings = tyro.cli(kind, prog=program, description=description, args=rest)
         else:
-            given = load_yaml(Train, known.config, missing=tyro.MISSING)
+            given = load_yaml(kind, known.config, missing=tyro.MISSING)
             settings = tyro.cli(
-                Train, prog=_PROGRAM, description=description, args=rest, default=given
+                kind, prog=program, description=description, args=rest, default=given
             )
         settings = replace(settings, override={**settings.override, **override})
         settings.check()

@@ -9,6 +9,7 @@ except ImportError as error:
     ) from error
 
 from tinyops.models.checkpoint import load, save
+from tinyops.models.classifier import create_classifier
 from tinyops.models.detectors import Detector, OneStageDetector, TwoStageDetector
 from tinyops.models.factory import create, list_models
 
@@ -17,6 +18,7 @@ __all__ = [
     "OneStageDetector",
     "TwoStageDetector",
     "create",
+    "create_classifier",
     "list_models",
     "load",
     "save",

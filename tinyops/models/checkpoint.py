@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tinyops
 from tinyops._files import MODEL, TRAINING, read_tensors, write_tensors
@@ -87,20 +87,13 @@ def load(
     if path == "embedded":
         model = load(EMBEDDED, device, build=build)
         return model.float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    path = _file_of(Path(path))
-    kind, tensors, facts = read_tensors(path, (MODEL, TRAINING), device)
-    if kind == TRAINING:
-        has_average = any(name.startswith("average.") for name in tensors)
-        prefix = "average." if has_average else "model."
-        tensors = {
-            name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
-        }
+    path, tensors, facts = read_model(path, device)
     if build is None:
         import tinyops.models  # it imports this file
 
         build = tinyops.models.create
     try:
-        _refuse_other_files(facts["name"], facts["arguments"])
+        refuse_other_files(facts["name"], facts["arguments"])
         model = build(name=facts["name"], **facts["arguments"]).to(device)
         for name, value in model.state_dict(keep_vars=True).items():
             if name in tensors:  # of a model in half precision, say
@@ -116,7 +109,22 @@ def load(
     return model.eval()
 
 
-def _refuse_other_files(name: str, arguments: dict[str, Any]) -> None:
+def read_model(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The file, the tensors and the facts of what `load` loads; raises what that raises."""
+    path = _file_of(Path(path))
+    kind, tensors, facts = read_tensors(path, (MODEL, TRAINING), device)
+    if kind == TRAINING:
+        has_average = any(name.startswith("average.") for name in tensors)
+        prefix = "average." if has_average else "model."
+        tensors = {
+            name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
+        }
+    return path, tensors, facts
+
+
+def refuse_other_files(name: str, arguments: dict[str, Any]) -> None:
     """A file from elsewhere must not make `create` read other files, or download."""
     options = {**arguments, **(arguments.get("timm_options") or {})}
     bad = [key for key in options if key.startswith(("weights", "pretrained", "checkpoint"))]

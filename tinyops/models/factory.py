@@ -1,14 +1,14 @@
 """Detectors by name: `<detector>_<neck or what the paper adds>_<backbone>`."""
 
 import difflib
-import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyops.models import gdl, recipes
+from tinyops.models.backbones import BACKBONES, TIMM, Recipe, make_backbone, maker, share_out
 from tinyops.models.detectors import Detector
 from tinyops.models.efpn import EFPNDetector
 from tinyops.nn import resnet
@@ -16,9 +16,6 @@ from tinyops.nn.efpn import EFPN
 from tinyops.nn.fpn import FPN
 from tinyops.nn.srtod import SelfReconstruction
 from tinyops.nn.sspnet import SSPNet
-from tinyops.nn.timm_backbone import TimmBackbone
-
-Recipe = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -82,18 +79,6 @@ SYSTEMS: dict[str, System] = {
         recipes.faster_rcnn, FPN, recipes.FPN_TWO_STAGE, extension=gdl.extend
     ),
 }
-BACKBONES: dict[str, Recipe] = {
-    "resnet18": resnet.resnet18,
-    "resnet50": resnet.resnet50,
-    "resnet101": resnet.resnet101,
-    "resnext101": resnet.resnext101,
-    "bh_resnet50": resnet.bh_resnet50,
-    "resnet_nano": resnet.resnet_nano,
-    "bh_resnet_nano": resnet.bh_resnet_nano,
-    "bh_resnet_fine": resnet.bh_resnet_fine,
-}
-TIMM = "timm:"
-HIDDEN = ("weights", "norm_layer", "refiner")  # keyword arguments that are no overrides
 
 
 def list_models() -> list[str]:
@@ -107,7 +92,7 @@ def list_models() -> list[str]:
 
 
 def create(
-    name: str, num_classes: int = 1, weights: str | None = None, **overrides: Any
+    name: str, num_classes: int = 1, weights: str | Path | None = None, **overrides: Any
 ) -> Detector:
     """A detector with the settings of its paper; which these are, see `tinyops.models.recipes`.
 
@@ -115,9 +100,10 @@ def create(
         name: one of `list_models()`; or with `timm:` and any model of timm as the backbone:
             "faster_rcnn_fpn_timm:hrnet_w18".
         num_classes: objects only: labels are 1..num_classes.
-        weights: of the backbone: "imagenet" (a download), a file, or None: random ones. With
-            weights a ResNet is partly frozen by default, see `tinyops.nn.resnet`; a backbone of
-            timm is not.
+        weights: of the backbone: "imagenet" (a download), a file, the folder of a run of
+            `tinyops pretrain`, or None: random ones; see `tinyops.models.backbones.make_backbone`.
+            With weights a ResNet is partly frozen by default, see `tinyops.nn.resnet`; a backbone
+            of timm is not.
         overrides: settings of the backbone, the neck and the detector by the names of their
             keyword arguments, such as frozen_stages, dice, anchor_scales, and neck_channels. Values
             are numbers, words and lists. See `tinyops.models.recipes`.
@@ -128,7 +114,7 @@ def create(
 
     Raises:
         ValueError: for an unknown name, with the nearest known ones; an unknown override, with the
-            known ones; a value that JSON does not know.
+            known ones; a value that JSON does not know; weights that are not of this backbone.
     """
     system, backbone = _parse(name)
     try:
@@ -137,21 +123,15 @@ def create(
         raise ValueError(f"overrides must be numbers, words or lists of them: {error}") from error
     settings = {**system.settings, **overrides}
     neck_channels = settings.pop("neck_channels", 256)
-    makers = {
-        "backbone": _timm if backbone.startswith(TIMM) else BACKBONES[backbone],
-        "neck": system.neck,
-        "detector": system.detector,
-    }
+    makers = {"backbone": maker(backbone), "neck": system.neck, "detector": system.detector}
     makers |= {
         part: make
         for part in ("refiner", "extension")
         if (make := getattr(system, part)) is not None
     }
-    parts = _share_out(settings, makers, name)
-    if backbone.startswith(TIMM):
-        body = _timm(backbone.removeprefix(TIMM), weights=weights, **parts["backbone"])
-    else:
-        body = BACKBONES[backbone](weights=weights, **parts["backbone"])
+    parts = share_out(settings, makers, name, "neck_channels")
+    pixels = {key: settings[key] for key in ("mean", "std") if key in settings}
+    body = make_backbone(backbone, weights, parts["backbone"], **pixels)
     pyramid = system.neck(body.channels, neck_channels, body.strides, **parts["neck"])
     if system.refiner is not None:
         refiner = system.refiner(pyramid.channels, pyramid.strides, **parts["refiner"])
@@ -174,47 +154,3 @@ def _parse(name: str) -> tuple[System, str]:
             return system, backbone
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0)
     raise ValueError(f"name must be one of list_models(), such as {', '.join(near)}; got {name!r}")
-
-
-def _timm(
-    name: str, *, weights: str | None = None, timm_options: Mapping[str, Any] | None = None
-) -> TimmBackbone:
-    """A model of timm with its own weights ("imagenet"), those of a file, or none."""
-    options = dict(timm_options or {})
-    if name.startswith("hrnet"):  # the branches, not the wider maps of the classifier
-        options = {"feature_location": ""} | options
-    if weights not in (None, "imagenet"):
-        if not Path(str(weights)).is_file():
-            raise ValueError(f"weights must be 'imagenet', a file or None, got {weights!r}")
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
-    try:
-        return TimmBackbone(name, pretrained=weights is not None, **options)
-    except RuntimeError as error:  # of timm, for a name or weights
-        raise ValueError(f"timm cannot make {name!r}: {error}") from error
-
-
-def _share_out(
-    settings: Mapping[str, Any], makers: Mapping[str, Recipe], name: str
-) -> dict[str, dict[str, Any]]:
-    """Every setting to the part that has a keyword argument of this name."""
-    shares: dict[str, dict[str, Any]] = {part: {} for part in makers}
-    owners = {keyword: part for part, make in makers.items() for keyword in _keywords(make)}
-    for keyword, value in settings.items():
-        if keyword not in owners:
-            words = ", ".join(sorted({*owners, "neck_channels"}))
-            raise ValueError(f"overrides of {name} must be among {words}; got {keyword!r}")
-        shares[owners[keyword]][keyword] = value
-    return shares
-
-
-def _keywords(make: Recipe) -> list[str]:
-    """The keyword arguments of a part that are settings."""
-    parameters = inspect.signature(make).parameters
-    found = [
-        keyword
-        for keyword, parameter in parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and keyword not in HIDDEN
-    ]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # a factory of ResNets
-        found += _keywords(resnet.ResNet)
-    return found

@@ -1,13 +1,11 @@
 """ResNets that return their stages, and the bottom-heavy form of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import (
     ResNet18_Weights,
@@ -17,6 +15,10 @@ from torchvision.models import (
     WeightsEnum,
 )
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from tinyops.nn.weights import load_weights, read_weights
+
+Weights = str | Path | Mapping[str, Tensor] | None
 
 
 class ResNet(nn.Module):
@@ -147,133 +149,93 @@ class ResNet(nn.Module):
         return self
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state dict in torchvision's format; every name must fit, "fc." is left out.
-
-    Args:
-        model: for example a ResNet.
-        path: a .safetensors file, or one that torch.load reads with weights_only=True.
-
-    Raises:
-        ValueError: for a file that is no state dict, or names or shapes that do not fit.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # of any class, where the file is no pickle
-        raise ValueError(f"weights must be a state dict, but {path} cannot be read") from error
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise ValueError(f"weights must be a state dict of tensors, got another object in {path}")
-    _load(model, state, str(path))
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    state = {name: x for name, x in state.items() if not name.startswith("fc.")}
-    own = model.state_dict()
-    problems = {
-        "lacks": own.keys() - state.keys(),
-        "has unknown": state.keys() - own.keys(),
-        "has in another shape": {k for k in own.keys() & state if own[k].shape != state[k].shape},
-    }
-    for what, found in problems.items():  # counters of batches are optional
-        names = sorted(name for name in found if not name.endswith(".num_batches_tracked"))
-        if names:
-            raise ValueError(
-                f"weights must fit the backbone, but {source} {what} {names[0]!r} "
-                f"({len(names)} names in all)"
-            )
-    model.load_state_dict(state, strict=False)
-
-
 _PUBLISHED = {"imagenet": "IMAGENET1K_V1", "imagenet_v2": "IMAGENET1K_V2"}
 
 
 def _build(
     block: type[BasicBlock] | type[Bottleneck],
     depths: Sequence[int],
-    weights: str | Path | None,
+    weights: Weights,
     published: type[WeightsEnum] | None,
     frozen_stages: int,
     options: dict[str, Any],
 ) -> ResNet:
     """A ResNet with weights; with them it is partly frozen, unless options say otherwise."""
-    entry = None
-    if weights in _PUBLISHED:
-        entry = getattr(published, _PUBLISHED[str(weights)], None)
+    state, source = weights, "the given state dict"
+    if isinstance(weights, str) and weights in _PUBLISHED:
+        entry = getattr(published, _PUBLISHED[weights], None)
         if entry is None:
             offered = [k for k, v in _PUBLISHED.items() if hasattr(published, v)]
             raise ValueError(
                 f"weights must be {' or '.join([*map(repr, offered), 'a file', 'None'])}: "
                 f"no {weights!r} weights are published for this backbone"
             )
-    elif weights is not None and not Path(weights).is_file():
-        raise ValueError(
-            f"weights must be 'imagenet', 'imagenet_v2', a file or None, got {str(weights)!r}"
-        )
+        state, source = entry.get_state_dict(progress=True, check_hash=True), weights
+        state = {name: x for name, x in state.items() if not name.startswith("fc.")}
+    elif isinstance(weights, (str, Path)):
+        if not Path(weights).is_file():
+            raise ValueError(
+                f"weights must be 'imagenet', 'imagenet_v2', a file or None, got {str(weights)!r}"
+            )
+        state, source = read_weights(weights), str(weights)
     if weights is not None:
         options = {"frozen_stages": frozen_stages, "norm_eval": True} | options
     model = ResNet(block, depths, **options)
-    if entry is not None:
-        _load(model, entry.get_state_dict(progress=True, check_hash=True), str(weights))
-    elif weights is not None:
-        load_weights(model, weights)
+    if isinstance(state, Mapping):
+        load_weights(model, state, source)
     return model
 
 
-def resnet18(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def resnet18(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-18.
 
     Args:
-        weights: "imagenet" downloads torchvision's IMAGENET1K_V1, a path names a local file in that
-            format; None: random. With weights, frozen_stages is 1 and norm_eval True by default.
+        weights: "imagenet" downloads torchvision's IMAGENET1K_V1, a path names a local file, see
+            `tinyops.nn.weights.read_weights`, a dict has the tensors by name; None: random. With
+            weights, frozen_stages is 1 and norm_eval True by default.
         options: of `ResNet`.
     """
     return _build(BasicBlock, (2, 2, 2, 2), weights, ResNet18_Weights, 1, options)
 
 
-def resnet50(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def resnet50(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-50, the backbone of most papers; 23,508,032 parameters, 26.905 GMAC at 640x512.
 
     Args:
         weights: "imagenet" (torchvision's IMAGENET1K_V1, the papers' one) or "imagenet_v2"
-            (IMAGENET1K_V2) download, a path names a local file in that format; None: random. With
-            weights, frozen_stages is 1 and norm_eval True by default, as in the papers.
+            (IMAGENET1K_V2) download; otherwise as of `resnet18`. With weights, frozen_stages is 1
+            and norm_eval True by default, as in the papers.
         options: of `ResNet`.
     """
     return _build(Bottleneck, (3, 4, 6, 3), weights, ResNet50_Weights, 1, options)
 
 
-def resnet101(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def resnet101(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNet-101; arguments as of `resnet50`."""
     return _build(Bottleneck, (3, 4, 23, 3), weights, ResNet101_Weights, 1, options)
 
 
-def resnext101(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def resnext101(*, weights: Weights = None, **options: Any) -> ResNet:
     """ResNeXt-101 32x8d (EFPN); arguments as of `resnet50`."""
     options = {"groups": 32, "width_per_group": 8} | options
     return _build(Bottleneck, (3, 4, 23, 3), weights, ResNeXt101_32X8D_Weights, 1, options)
 
 
-def bh_resnet50(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def bh_resnet50(*, weights: Weights = None, **options: Any) -> ResNet:
     """The bottom-heavy ResNet-50 (Ning et al., table 4); 10,948,160 parameters, 27.115 GMAC.
 
     Its stem keeps the resolution, every stage halves it, and blocks move from the last stages to
     the first.
 
     Args:
-        weights: a file in torchvision's format, or None; none are published in that format. With
-            weights norm_eval is True by default; no stage is frozen, as in the released config.
+        weights: as of `resnet18`, but torchvision publishes none. With weights norm_eval is True
+            by default; no stage is frozen, as in the released config.
         options: of `ResNet`.
     """
     return _build(Bottleneck, (7, 6, 2, 1), weights, None, 0, BOTTOM_HEAVY | options)
 
 
-def resnet_nano(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def resnet_nano(*, weights: Weights = None, **options: Any) -> ResNet:
     """A ResNet for small data and a CPU: 961,112 parameters, group normalisation.
 
     Args:
@@ -283,7 +245,7 @@ def resnet_nano(*, weights: str | Path | None = None, **options: Any) -> ResNet:
     return _build(BasicBlock, (2, 2, 2, 2), weights, None, 0, NANO | options)
 
 
-def bh_resnet_nano(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def bh_resnet_nano(*, weights: Weights = None, **options: Any) -> ResNet:
     """The bottom-heavy form of `resnet_nano`, with as many multiply-accumulates.
 
     As in `bh_resnet50` the stem is a 3x3 convolution of stride 1 and every stage halves the size.
@@ -299,7 +261,7 @@ def bh_resnet_nano(*, weights: str | Path | None = None, **options: Any) -> ResN
     return _build(BasicBlock, (3, 3, 1, 1), weights, None, 0, NANO | BOTTOM_HEAVY | options)
 
 
-def bh_resnet_fine(*, weights: str | Path | None = None, **options: Any) -> ResNet:
+def bh_resnet_fine(*, weights: Weights = None, **options: Any) -> ResNet:
     """A small ResNet for objects of a few pixels; 1,048,608 parameters.
 
     The stem keeps the full resolution; levels have strides 2, 4, 8 and 16.

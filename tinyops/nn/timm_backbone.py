@@ -1,9 +1,15 @@
 """Any backbone of timm that gives feature maps; needs the package timm."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from tinyops.nn.weights import load_weights, read_weights
+
+_OF_FEATURES = ("out_indices", "feature_location")  # options that a classifier does not know
+_COMPUTED = ("relative_position_index", "attn_mask")  # which older files hold
 
 
 class TimmBackbone(nn.Module):
@@ -54,3 +60,31 @@ class TimmBackbone(nn.Module):
         levels = self.body(pixels)
         levels = [levels[k] for k in self.keep]
         return [x.permute(0, 3, 1, 2) for x in levels] if self.channels_last else levels
+
+
+def check_weights(name: str, path: str | Path, **options: Any) -> None:
+    """Refuse a file that is not, tensor by tensor, of a model of timm, whatever its classes.
+
+    timm itself takes what fits and leaves the rest random.
+
+    Args:
+        name: of a model of timm.
+        path: of a file that `tinyops.nn.weights.read_weights` reads.
+        options: of timm.create_model.
+
+    Raises:
+        ValueError: naming the file and the first tensor that is missing, unknown, or does not fit.
+    """
+    import timm
+
+    options = {key: value for key, value in options.items() if key not in _OF_FEATURES}
+    model: Any = timm.create_model(name, **{**options, "num_classes": 0})
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    heads = tuple(f"{head}." for head in heads)
+    state = {
+        key: value
+        for key, value in read_weights(path).items()
+        if not key.startswith(heads) and not key.endswith(_COMPUTED)
+    }
+    load_weights(model, state, str(path))

@@ -1,6 +1,7 @@
 """Training and evaluation of models that it is given."""
 
 from tinyops.train.batches import Order, make_loader
+from tinyops.train.classification import accuracy
 from tinyops.train.detection import detect_tiles, evaluate
 from tinyops.train.log import Display, Log
 from tinyops.train.loop import fit, train_one_epoch
@@ -16,6 +17,7 @@ __all__ = [
     "Schedule",
     "StateError",
     "Training",
+    "accuracy",
     "detect_tiles",
     "evaluate",
     "fit",

@@ -86,14 +86,23 @@ class _Samples(Dataset[Any]):
             return self.dataset.sample(index, epoch)
         return self.dataset[index]
 
+    def __getitems__(self, places: list[tuple[int, int]]) -> Any:
+        """What DataLoader asks for: the samples of a batch."""
+        if not hasattr(self.dataset, "batch"):
+            return [self[place] for place in places]
+        seeds = [mix(self.seed, epoch, index) for epoch, index in places]
+        return self.dataset.batch([index for _, index in places], seeds)
+
 
 def make_loader(dataset: Any, order: Order, *, workers: int = 0, pin: bool = False) -> DataLoader:
-    """Batches (images, targets), two tuples.
+    """Batches (images, targets), two tuples; or whatever `dataset.batch` gives.
 
     Args:
         dataset: map-style; `dataset.sample(index, epoch)`, or where there is no such method
             `dataset[index]`, is (image, target). torch's and Python's random numbers are then a
             function of (seed, epoch, index), so that it does not matter which worker draws them.
+            A data set of many small images has `dataset.batch(indices, seeds)` instead, where the
+            seed of every image, of 63 bits, is such a function.
         order: which samples.
         workers: processes that load; 0: this one.
         pin: put the tensors into memory that a GPU can read.
@@ -102,7 +111,7 @@ def make_loader(dataset: Any, order: Order, *, workers: int = 0, pin: bool = Fal
         _Samples(dataset, order.seed),
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_whole if hasattr(dataset, "batch") else _collate,
         pin_memory=pin,
         generator=torch.Generator(),
     )
@@ -110,3 +119,7 @@ def make_loader(dataset: Any, order: Order, *, workers: int = 0, pin: bool = Fal
 
 def _collate(samples: Sequence[tuple[Any, Any]]) -> tuple[tuple[Any, ...], ...]:
     return tuple(zip(*samples, strict=True))
+
+
+def _whole(batch: Any) -> Any:
+    return batch

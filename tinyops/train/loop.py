@@ -152,7 +152,7 @@ def fit(
 
     Args:
         training: as new.
-        dataset: map-style, (image, target); `len(dataset)` images are an epoch.
+        dataset: see `make_loader`; `len(dataset)` images are an epoch.
         folder: made if it is not there. All processes must see it.
         steps: of the training.
         batch: images of a step, in all parts and processes together.

@@ -16,7 +16,7 @@ from tinyops.nn.global_norm import use_global_norms
 from tinyops.train.batches import mix
 from tinyops.train.optim import Average, Schedule
 
-Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
+Batch = tuple[Any, Any]  # images and targets as the model takes them
 
 
 class StateError(ValueError):
@@ -118,7 +118,7 @@ class Training:
                 with torch.autocast(
                     self.device.type, DTYPES.get(self.amp), enabled=self.amp != "none"
                 ):
-                    losses = self.network(*self._moved(images, targets))
+                    losses = self.network(self._moved(images), self._moved(targets))
                 if k and losses.keys() != sums.keys():
                     raise ValueError(
                         f"the losses must have the same names in every part, "
@@ -150,11 +150,13 @@ class Training:
                 "a lower rate, a longer warm-up or clipped gradients may help"
             )
 
-    def _moved(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> Any:
-        def move(x: Any) -> Any:
-            return x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x
-
-        return [move(x) for x in images], [{k: move(v) for k, v in t.items()} for t in targets]
+    def _moved(self, x: Any) -> Any:
+        """Tensors in lists, tuples and dicts on the device; the rest as it is."""
+        if isinstance(x, Tensor):
+            return x.to(self.device, non_blocking=True)
+        if isinstance(x, Mapping):
+            return {key: self._moved(value) for key, value in x.items()}
+        return [self._moved(value) for value in x] if isinstance(x, (list, tuple)) else x
 
     def save(
         self, path: Path | str, description: Mapping[str, Any], configuration: Mapping[str, Any]
