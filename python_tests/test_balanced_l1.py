@@ -308,9 +308,8 @@ def test_number_of_threads_does_not_change_a_bit(layout):
 @pytest.mark.parametrize(
     ("width", "dtype"), [(256, torch.float32), (251, torch.float32), (512, torch.bfloat16)]
 )
+@pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 def test_large_maps_whose_gradients_are_streamed_past_the_cache(backend, width, dtype, layout):
-    if backend.device == "cpu" and backend.name != "cpu":
-        pytest.skip("slow")
     pair = make(1, 72, (256, width), dtype, backend.device, layout)
     assert pair[0].nbytes > 16 << 20
     boxes = some_boxes(1, (256, width), count=100, device=backend.device)
