@@ -92,7 +92,7 @@ def run_one(peer: str, setting: str, folder: Path, threads: int) -> Result:
 
 
 def of_tinyops(_peer: str, setting: str, truth: str, found: str, threads: int) -> Any:
-    from tinyops.evaluation.evaluate import evaluate
+    from tinyops.evaluation import evaluate
 
     def values() -> list[float]:
         options = {"flags": False} if setting == "tinyperson" else {}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tinyops.cli import main
 from tinyops.cli.eval import Eval, show
-from tinyops.evaluation.evaluate import PROTOCOLS, evaluate
+from tinyops.evaluation import PROTOCOLS, evaluate
 from tinyops.inference.formats import write_coco, write_csv
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

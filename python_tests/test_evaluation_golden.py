@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyops.evaluation import tinyperson
+from tinyops.evaluation import evaluate, tinyperson
 from tinyops.evaluation.details import FOUND, LEFT_OUT
-from tinyops.evaluation.evaluate import evaluate
 from tinyops.evaluation.tables import read_detections, read_ground_truth
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-COCO = sorted(p.parent for p in GOLDEN.glob("*/gt.json") if "tt100k" not in p.parent.name)
+COCO = sorted(p.parent for p in GOLDEN.glob("*/dt.json") if "tt100k" not in p.parent.name)
 VISDRONE = sorted(GOLDEN.glob("visdrone_*"))
 # Block of expected.json -> protocol, options, and the part of the result that it is.
 BLOCKS = {

@@ -16,7 +16,7 @@ from tinyops import _eval
 from tinyops.evaluation import coco
 from tinyops.evaluation.average_precision import Evaluation
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, mean_of_classes
-from tinyops.evaluation.evaluate import PROTOCOLS, details, evaluate, table
+from tinyops.evaluation.protocols import PROTOCOLS, details, evaluate, table
 from tinyops.evaluation.tables import read_detections, read_ground_truth
 
 COCO_JSON = [name for name in PROTOCOLS if name in ("tinyperson", "coco", "aitod", "soda-d")]
@@ -239,7 +239,7 @@ def test_results_are_views_that_outlive_their_owner():
 def test_the_detections_of_a_file_are_not_all_in_memory_as_objects():
     code = """
 import pathlib, resource, tempfile
-from tinyops.evaluation.evaluate import evaluate
+from tinyops.evaluation import evaluate
 truth = {"images": [{"id": k} for k in range(1000)], "categories": [{"id": 1}]}
 truth["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 8, 8]}]
 row = '{"image_id": %d, "category_id": 1, "bbox": [300.125, 200.375, 8.5, 8.5], "score": 0.%d}'

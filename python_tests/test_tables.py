@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyops.evaluation import tables
-from tinyops.evaluation.evaluate import evaluate
+from tinyops.evaluation import evaluate, tables
 from tinyops.evaluation.tables import read_detections, read_ground_truth
 
 OBJECT = {"id": 4, "image_id": 9, "category_id": 2, "bbox": [1, 2, 3, 4.5]}

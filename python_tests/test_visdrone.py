@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tinyops.evaluation.details import FOUND, LEFT_OUT
-from tinyops.evaluation.evaluate import details, evaluate
+from tinyops.evaluation.protocols import details, evaluate
 
 CASE = Path(__file__).parent / "data" / "golden" / "visdrone_basic_501" / "input.json"
 

@@ -21,8 +21,8 @@ from rich.table import Table
 from tinyops._files import replacing
 from tinyops.cli.eval_inputs import read_inputs
 from tinyops.cli.eval_report import note, write_evaluation
+from tinyops.evaluation import PROTOCOLS
 from tinyops.evaluation.details import FALSE, FOUND, MISSED, Details
-from tinyops.evaluation.evaluate import PROTOCOLS
 from tinyops.plot.report import cell
 
 _PROGRAM = "tinyops eval"
