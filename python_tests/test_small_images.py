@@ -30,7 +30,7 @@ from tinyops.data import cifar100
 from tinyops.data.cifar100 import read_cifar100
 from tinyops.data.imagenet32 import read_imagenet32
 from tinyops.data.plain_pickle import read_pickle
-from tinyops.data.small_images import Augmented, SmallImages
+from tinyops.data.small_images import Augmented, SmallImages, labels_of
 from tinyops.train import Order, make_loader
 
 
@@ -179,6 +179,64 @@ def test_arrays_of_objects_are_refused():
         raw = io.BytesIO(pickle.dumps({"data": array}))
         with pytest.raises(ValueError, match="arrays must consist of numbers, got the dtype"):
             read_pickle(raw, "file")
+
+
+def word(text):
+    return b"X" + struct.pack("<i", len(text)) + text.encode()
+
+
+def nested(start, pair, levels=60):
+    """An object of two references to one of two references and so on."""
+    return start + b"".join(b"q%ch%c%s" % (k, k, pair) for k in range(levels))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (nested(b")", b"\x86") + b"K\x01s", "TypeError: unhashable type: 'list'"),
+        (b")\x85" + b"2\x86" * 60 + b"K\x01s", "it has an instruction that these do not need"),
+        (b"cnumpy.core.multiarray\nscalar\n}" + word("a") + b"K\x01sb", "no attribute 'build'"),
+        (b"c_codecs\nencode\nN}" + word("__doc__") + b"K\x01s\x86b", "no attribute 'build'"),
+        (b"cnumpy\ndtype\n)\x81", "it has an instruction that these do not need"),
+        (b"(ios\nsystem\n", "it has an instruction that these do not need"),
+        (word("x") + b"Q", "it has an instruction that these do not need"),
+        (b"\x82\x01", "it has an instruction that these do not need"),
+        (b"\xc3\xa9", "it has an instruction that these do not need"),
+        (word("a\nb") + word("c" * 999) + b"\x93", r"it names 'a\\nb.cccc"),
+        (b"\x8e" + struct.pack("<Q", 2**40) + b"abc", "Error"),
+        (b"\x96" + struct.pack("<Q", 2**40) + b"abc", "Error"),
+        (b"K\x01K\x02s", "expected a text, got int"),
+        (b"0" * 9, "it has an instruction that these do not need"),
+    ],
+    ids=range(14),
+)
+def test_hostile_instructions_are_one_short_line(code, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_pickle(io.BytesIO(b"\x80\x04}" + code + b"."), "file")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_memory_is_taken_for_what_is_in_a_file_alone():
+    tracemalloc.start()
+    try:
+        for index in (10**8, 2**32 - 1):  # of a memo, of which C's reader makes a list
+            raw = io.BytesIO(b"\x80\x02}r" + struct.pack("<I", index) + b".")
+            assert read_pickle(raw, "file") == {}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_labels_without_end_are_one_short_line():
+    raw = b"\x80\x02}" + word("labels") + nested(b"]", b"\x86") + b"\x85s."
+    labels = read_pickle(io.BytesIO(raw), "file")["labels"]
+    with pytest.raises(
+        ValueError, match=r"labels\[0\] must be an integer in 1\.\.9, got "
+    ) as caught:
+        labels_of(labels, 1, 9, "labels", first=1)
+    assert len(str(caught.value)) < 999
 
 
 @settings(max_examples=120, deadline=None)

@@ -1,5 +1,6 @@
 """Small images with one class each, in batches: what backbones learn from before detectors do."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,8 @@ def labels_of(values: Any, count: int, classes: int, name: str, *, first: int) -
     for k, label in enumerate(found):
         if type(label) is not int or not first <= label < first + classes:
             last = first + classes - 1
-            raise ValueError(f"{name}[{k}] must be an integer in {first}..{last}, got {label!r}")
+            shown = reprlib.repr(label)  # of lists in lists, say, which may have no end
+            raise ValueError(f"{name}[{k}] must be an integer in {first}..{last}, got {shown}")
     return np.array(found, np.int64) - first
 
 
