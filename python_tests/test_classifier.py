@@ -257,9 +257,16 @@ def test_files_of_timm_fit_tensor_by_tensor(tmp_path, name):
     with torch.random.fork_rng():
         torch.manual_seed(5)
         body = make_backbone(f"timm:{name}", str(path), {}).body
+    others = {key: x + 1 for key, x in state.items()}
+    inside = {f"backbone.{key}": x for key, x in state.items()}
+    torch.save({"state_dict": inside, "state_dict_ema": others, "model": others}, path)
+    wrapped = make_backbone(f"timm:{name}", path, {}).body
     theirs = {key.replace(".", "_"): x for key, x in state.items()}
-    for key, value in body.state_dict().items():
-        assert torch.equal(value, theirs[key.replace(".", "_")]), key
+    for one in (body, wrapped):
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, theirs[key.replace(".", "_")]), key
+    kept = [getattr(module, "pretrained_cfg", {}) for module in body.modules()]
+    assert "state_dict" not in {key for facts in kept for key in facts}
     key = next(k for k in state if k.endswith("weight") and "." in k)
     for change, message in (
         (lambda x: x.pop(key), f"lacks '{key}'"),

@@ -109,8 +109,12 @@ def test_files_that_do_not_fit_are_refused(published, tmp_path):
     torch.save({**state, "conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"has in another shape 'conv1.weight'"):
         resnet.resnet18(weights=path)
-    torch.save({"optimizer": state}, path)
-    with pytest.raises(ValueError, match="must be a state dict of tensors"):
+    for other in ({"optimizer": state}, {3: torch.zeros(1)}, [1], {"model": None}):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match="must be a state dict of tensors"):
+            resnet.resnet18(weights=path)
+    torch.save({"state_dict": state, "log": published[0].relu}, path)
+    with pytest.raises(ValueError, match=r"bad.pth cannot be read: it holds an object of torch.nn"):
         resnet.resnet18(weights=path)
     for name in ("bad.pth", "bad.safetensors"):
         (tmp_path / name).write_text("hello")

@@ -13,7 +13,7 @@ from tinyops._files import MODEL, TRAINING, kind_of
 from tinyops.models.checkpoint import read_model, refuse_other_files
 from tinyops.models.detectors import IMAGENET_MEAN, IMAGENET_STD
 from tinyops.nn import resnet
-from tinyops.nn.timm_backbone import TimmBackbone, check_weights
+from tinyops.nn.timm_backbone import TimmBackbone, read_timm_weights
 from tinyops.nn.weights import load_weights
 
 Recipe = Callable[..., Any]
@@ -124,12 +124,15 @@ def _timm(
         if isinstance(weights, (str, Path)) and weights != "imagenet":
             if not Path(weights).is_file():
                 raise ValueError(f"weights must be 'imagenet', a file or None, got {weights!r}")
-            check_weights(name, weights, **options)
-            options["pretrained_cfg_overlay"] = {"file": str(weights)}
+            state = read_timm_weights(name, weights, **options)
+            options["pretrained_cfg_overlay"] = {"state_dict": state}
         is_given = isinstance(weights, Mapping)
         model = TimmBackbone(name, pretrained=weights is not None and not is_given, **options)
     except RuntimeError as error:  # of timm, for a name or weights
         raise ValueError(f"timm cannot make {name!r}: {error}") from error
+    for module in model.modules():  # timm would keep the tensors of the file
+        if isinstance(kept := getattr(module, "pretrained_cfg", None), dict):
+            kept.pop("state_dict", None)
     if isinstance(weights, Mapping):
         load_weights(model, weights, "the given state dict")
     return model

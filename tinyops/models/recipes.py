@@ -31,8 +31,9 @@ Rows without SR-TOD have other anchors and fewer proposals, at least on AI-TOD. 
 SR-TOD is not released: P3 is what the paper says. No source has SR-TOD on SSPNet's neck; these
 systems keep SSPNet's settings.
 
-Each recipe names where it is known to differ. All rows begin with ImageNet weights; those of
-bh_resnet50 are not published in a form that this package reads.
+Each recipe names where it is known to differ. All rows begin with ImageNet weights. Those of
+bh_resnet50 are not torchvision's: its authors link to a file, whose tensors their configuration
+(freshn/Anti-aliasing-Tiny-Object-Detection) reads by mmpretrain's names, as `weights` does.
 """
 
 from collections.abc import Sequence

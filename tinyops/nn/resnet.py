@@ -228,8 +228,9 @@ def bh_resnet50(*, weights: Weights = None, **options: Any) -> ResNet:
     the first.
 
     Args:
-        weights: as of `resnet18`, but torchvision publishes none. With weights norm_eval is True
-            by default; no stage is frozen, as in the released config.
+        weights: as of `resnet18`, but torchvision publishes none; see `tinyops.models.recipes`.
+            With weights norm_eval is True by default; no stage is frozen, as in the released
+            configuration.
         options: of `ResNet`.
     """
     return _build(Bottleneck, (7, 6, 2, 1), weights, None, 0, BOTTOM_HEAVY | options)

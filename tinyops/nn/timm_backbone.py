@@ -62,10 +62,10 @@ class TimmBackbone(nn.Module):
         return [x.permute(0, 3, 1, 2) for x in levels] if self.channels_last else levels
 
 
-def check_weights(name: str, path: str | Path, **options: Any) -> None:
-    """Refuse a file that is not, tensor by tensor, of a model of timm, whatever its classes.
+def read_timm_weights(name: str, path: str | Path, **options: Any) -> dict[str, Tensor]:
+    """The tensors of a file that is, tensor by tensor, of a model of timm, whatever its classes.
 
-    timm itself takes what fits and leaves the rest random.
+    timm itself takes from a file what fits and leaves the rest random.
 
     Args:
         name: of a model of timm.
@@ -88,3 +88,4 @@ def check_weights(name: str, path: str | Path, **options: Any) -> None:
         if not key.startswith(heads) and not key.endswith(_COMPUTED)
     }
     load_weights(model, state, str(path))
+    return state

@@ -1,5 +1,6 @@
 """Weights of backbones, from files of several kinds."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+_NAMED = re.compile(r"Unsupported global: GLOBAL (\S+)")  # in what torch.load says
 _OUTER = ("state_dict", "model")  # of checkpoints: mmpretrain's, and torchvision's references
 
 
@@ -34,10 +36,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # of any class, where the file is no pickle
-        raise ValueError(f"weights must be a state dict, but {path} cannot be read") from error
+        reason = _NAMED.search(str(error))
+        why = f": it holds an object of {reason[1]}" if reason else ""
+        raise ValueError(f"weights must be a state dict, but {path} cannot be read{why}") from error
     if isinstance(state, dict):
         state = next((state[key] for key in _OUTER if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(x, Tensor) for name, x in state.items()
+    ):
         raise ValueError(f"weights must be a state dict of tensors, got another object in {path}")
     state = {name.removeprefix("module."): x for name, x in state.items()}
     body = {name: x for name, x in state.items() if name.startswith("backbone.")}
