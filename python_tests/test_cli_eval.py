@@ -238,8 +238,9 @@ def test_a_data_set_of_another_format_will_do(tmp_path):
 
 def test_columns_stand_below_each_other_on_a_narrow_screen():
     row = {f"column {k}": k + 0.5 for k in range(9)}
-    facts = dict.fromkeys(("found", "missed", "false_alarms", "detection_count", "images"), 0)
-    facts |= {"images_without_detections": 0, "unknown_images": 0, "compatible": True}
+    names = ("found", "missed", "false_alarms", "duplicates", "detection_count", "images")
+    facts = dict.fromkeys((*names, "images_without_detections", "unknown_images"), 0)
+    facts["compatible"] = True
     metrics = {"table": [row], "protocol": "p", "setting": "s", **facts}
     for width, lines in ((40, 9), (200, 1)):
         console = Console(width=width)
@@ -305,6 +306,17 @@ def test_files_that_are_not_what_they_should_be_are_refused(truth, tmp_path, cap
     assert f"{text}: is not JSON" in refusal(capsys, text, good)
     assert "truth.json: annotations[0]: score must be" in refusal(capsys, truth, truth)
     assert f"{good}: " in refusal(capsys, good, good)
+
+
+def test_a_lack_of_memory_is_said_in_a_line(truth, tmp_path, capsys, monkeypatch):
+    def match(**_):
+        raise MemoryError
+
+    monkeypatch.setattr("tinyops.evaluation.matcher._eval.match", match)
+    good = write(tmp_path / "found.json", [])
+    assert main(command(truth, good, "--out", tmp_path / "out")) == 1
+    assert capsys.readouterr() == ("", "tinyops eval: there is not enough memory for this\n")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def test_precision_over_recall_worked_out_by_hand():
         ({"bbox": 3, "category": "pn"}, r"imgs\['a'\]: objects\[1\].bbox: Expected `object`"),
         (thing(0, 0, 9, 9, category=7), r"imgs\['a'\]: objects\[1\].category: Expected `str`"),
         ({"category": "pn"}, r"imgs\['a'\]: objects\[1\]: .*missing required field `bbox`"),
+        (thing(0, 0, 9, 1e300, score=1), r"imgs\['a'\]: objects\[1\].bbox must .* below 1e100"),
     ],
 )
 def test_wrong_entries_are_named(tmp_path, entry, message):
@@ -229,7 +230,10 @@ def test_wrong_entries_are_named(tmp_path, entry, message):
         tt100k.evaluate(truth, path)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"imgs": []}', '{"imgs": {"a": {"obj', ""])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"imgs": []}', '{"imgs": {"a": "b"}}', '{"imgs": {"a": {"obj', "", "[" * 10**5],
+)
 def test_files_that_are_something_else_are_named(tmp_path, content):
     path = tmp_path / "dt.json"
     path.write_text(content)

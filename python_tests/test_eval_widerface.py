@@ -195,7 +195,12 @@ GOOD = [{"event": "e", "images": [image([[1, 1, 9, 9]], [[1, 1, 9, 9, 0.5]])]}]
             [[1, 1, 9]],
             r"ground_truth: \[0\].images\[0\].gt\[0\]: Expected `array` of length 4",
         ),
-        ("gt", [[1, 1, -9, 9]], r"ground_truth: \[0\].images\[0\].gt\[0\] must be finite, width"),
+        (
+            "gt",
+            [[1, 1, -9, 9]],
+            r"ground_truth: \[0\].images\[0\].gt\[0\] must be finite and below",
+        ),
+        ("dt", [[1, 1, 9, 1e300, 0]], r"detections: \[0\].images\[0\].dt\[0\] must .* below 1e100"),
         (
             "hard",
             [1],

@@ -70,8 +70,8 @@ def test_details_leave_out_what_lies_on_objects_of_score_0():
     [
         ("1,2,3,x,1,4,0,0", "line 3 must be numbers"),
         ("1,2,3", "line 3 must be left, top"),
-        ("1,2,nan,4,1,4,0,0", "line 3 must be finite"),
-        ("1,2,-3,4,1,4,0,0", "line 3 must be finite, its size not negative"),
+        ("1,2,nan,4,1,4,0,0", "line 3 must be finite and below 1e100"),
+        ("1,2,-3,4,1,4,0,0", "line 3 must be finite and below 1e100, its size not negative"),
         ("1,2,3,4,1,12,0,0", r"line 3 must be .* its category in 0..11"),
         ("1,2,3,4,1,4.5,0,0", "line 3 must be"),
     ],

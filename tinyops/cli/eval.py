@@ -22,7 +22,7 @@ from tinyops._files import replacing
 from tinyops.cli.eval_inputs import read_inputs
 from tinyops.cli.eval_report import note, write_evaluation
 from tinyops.evaluation import PROTOCOLS
-from tinyops.evaluation.details import FALSE, FOUND, MISSED, Details
+from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, MISSED, Details
 from tinyops.plot.report import cell
 
 _PROGRAM = "tinyops eval"
@@ -71,14 +71,17 @@ def main(arguments: Sequence[str]) -> int:
     settings = tyro.cli(Eval, prog=_PROGRAM, description=__doc__, args=list(arguments))
     try:
         metrics, details = measure(settings)
+        show(metrics, Console())
         if settings.out is not None:
             settings.out.mkdir(parents=True, exist_ok=True)
-            write_metrics(metrics, settings.out)
             write_evaluation(settings.out / "report.html", metrics, details, settings.images)
+            write_metrics(metrics, settings.out)
     except (ValueError, OSError) as error:  # the caller's mistakes: no traceback
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
-    show(metrics, Console())
+    except MemoryError:
+        print(f"{_PROGRAM}: there is not enough memory for this", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -123,6 +126,7 @@ def measure(settings: Eval) -> tuple[dict[str, Any], Details]:
         "found": int((objects == FOUND).sum()),
         "missed": int((objects == MISSED).sum()),
         "false_alarms": int((kinds == FALSE).sum()),
+        "duplicates": int((kinds == DUPLICATE).sum()),
         "table": module.table(result),
         "result": result,
     }

@@ -12,7 +12,7 @@ import msgspec
 
 from tinyops.data.formats import read
 from tinyops.data.formats.coco import to_coco
-from tinyops.evaluation.tables import load, named
+from tinyops.evaluation.tables import load, named, typed
 from tinyops.evaluation.widerface_files import read_truth
 from tinyops.inference.formats import DetectionFile, match_images, read_detections
 
@@ -161,7 +161,7 @@ def _coco_content(truth: Path) -> Any:
 def _coco(truth: Path) -> tuple[Any, _Form]:
     with named(truth, ""):
         content = load(_coco_content(truth), Any)
-        entries = load(content, _Coco)
+        entries = typed(content, _Coco)
     categories = {category.name: category.id for category in entries.categories}
     if len(categories) < len(entries.categories):
         raise ValueError(f"{truth}: two categories have the same name")
@@ -188,7 +188,7 @@ class _Signs(msgspec.Struct):
 def _tt100k(truth: Path) -> tuple[Any, _Form]:
     with named(truth, ""):
         content = load(truth, Any)
-        images = {key: x.path or f"{key}.jpg" for key, x in load(content, _Signs).imgs.items()}
+        images = {key: x.path or f"{key}.jpg" for key, x in typed(content, _Signs).imgs.items()}
 
     def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
         return {

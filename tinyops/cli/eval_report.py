@@ -33,7 +33,8 @@ def note(metrics: Mapping[str, Any]) -> str:
         f"In % by {metrics['protocol']}{kind}. {metrics['detection_count']:,} detections in "
         f"{metrics['images']:,} images, {metrics['images_without_detections']:,} of them without "
         f"any. {metrics['found']:,} objects found, {metrics['missed']:,} missed, "
-        f"{metrics['false_alarms']:,} false alarms ({metrics['setting']})."
+        f"{metrics['false_alarms']:,} false alarms, {metrics['duplicates']:,} duplicates "
+        f"({metrics['setting']})."
     )
     if metrics["unknown_images"]:
         text += f" {metrics['unknown_images']:,} other images left out."

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinyops import _eval
-from tinyops.evaluation.tables import Detections, GroundTruth
+from tinyops.evaluation.tables import Detections, GroundTruth, Mask
 
-Mask = NDArray[np.bool_]
 RECALL = np.linspace(0, 1, 101)  # COCO's recall points
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Mask: TypeAlias = NDArray[np.bool_]
 _ABSENT = -math.inf
 _PIECE = 1 << 20  # bytes of a file of detections that are objects of Python at a time
 _AT_A_TIME = 1 << 16  # entries of content likewise
@@ -98,9 +99,9 @@ class GroundTruth:
     boxes: NDArray[np.float64]
     areas: NDArray[np.float64]
     sizes: NDArray[np.float64]
-    crowd: NDArray[np.bool_]
-    ignore: NDArray[np.bool_]
-    uncertain: NDArray[np.bool_]
+    crowd: Mask
+    ignore: Mask
+    uncertain: Mask
     ids: NDArray[np.int64]
 
 
@@ -212,9 +213,15 @@ def _check(part: _Part, name: str, values: NDArray[Any], good: Any, wish: str) -
 def _boxes(part: _Part) -> NDArray[np.float64]:
     values = chain.from_iterable(map(operator.attrgetter("bbox"), part.entries))
     boxes = np.fromiter(values, np.float64, 4 * len(part.entries)).reshape(-1, 4)
-    _check(part, "bbox", boxes, np.isfinite(boxes).all(1), "finite")
+    _check(part, "bbox", boxes, in_range(boxes).all(1), "finite and below 1e100")
     _check(part, "bbox", boxes, (boxes[:, 2:] >= 0).all(1), "x y w h without a negative size")
     return boxes
+
+
+def in_range(values: NDArray[np.float64]) -> Mask:
+    """Which coordinates of boxes are numbers whose products are finite."""
+    good: Mask = np.abs(values) < 1e100
+    return good
 
 
 def _size(part: _Part, name: str, default: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -259,7 +266,7 @@ def _parts(source: Any) -> Iterator[_Part]:
         raise ValueError(f"{name} must be a list, got {entries!r:.40}")
     for start in range(0, max(len(entries), 1), _AT_A_TIME):
         some = entries[start : start + _AT_A_TIME]
-        yield _Part(name, start, _typed(some, list[_Detection], name, start))
+        yield _Part(name, start, typed(some, list[_Detection], name, start))
 
 
 def _pieces(path: Path) -> Iterator[_Part]:
@@ -278,12 +285,12 @@ def _pieces(path: Path) -> Iterator[_Part]:
                 entries = decoder.decode(b"[" + body + b"]")
             except msgspec.ValidationError as error:
                 raise _moved("results", start, error) from None
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, RecursionError):
                 try:
                     raw = json.loads(b"[" + body + b"]")
                 except (ValueError, RecursionError):
                     raise _NotInPiecesError from None
-                entries = _typed(raw, list[_Detection], "results", start)
+                entries = typed(raw, list[_Detection], "results", start)
             yield _Part("results", start, entries)
             start += len(entries)
 
@@ -311,22 +318,26 @@ def load(source: Any, kind: Any, name: str = "") -> Any:
         ValueError: it is not; the message has the place. A list is called `name` there.
     """
     if not _is_path(source):
-        return _typed(source, kind, name)
+        return typed(source, kind, name)
     raw = Path(source).read_bytes()
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         raise _moved(name, 0, error) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         try:
             content = json.loads(raw)  # it knows NaN, so that its field can be named
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is not JSON: {error}") from None
-    return _typed(content, kind, name)
+    return typed(content, kind, name)
 
 
-def _typed(content: Any, kind: Any, name: str = "", start: int = 0) -> Any:
-    """Content that was loaded as `kind`; name and start as of a `_Part`."""
+def typed(content: Any, kind: Any, name: str = "", start: int = 0) -> Any:
+    """Content that was loaded, which is no path, as `kind`; name and start as of a `_Part`.
+
+    Raises:
+        ValueError: as of `load`.
+    """
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:

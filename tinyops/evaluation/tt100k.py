@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tinyops.evaluation.curves import interpolate
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT, MISSED, Details
 from tinyops.evaluation.matcher import RECALL
-from tinyops.evaluation.tables import load, named
+from tinyops.evaluation.tables import in_range, load, named, typed
 
 SIZES: Mapping[str, tuple[float, float]] = {  # of the longer side in pixels, the upper one excluded
     "small": (0, 32),
@@ -335,7 +335,7 @@ def _images(source: Any, argument: str) -> dict[str, _Image]:
             raise ValueError("expected an object with imgs, which is one by image id")
         for key, entry in entries.items():
             with named(f"imgs[{key!r}]", ""):
-                images[str(key)] = load(entry, _Image)
+                images[str(key)] = typed(entry, _Image)
     return images
 
 
@@ -347,9 +347,10 @@ def _flat(names: Sequence[str], images: Mapping[str, _Image], labels: dict[str, 
             box = entry.bbox
             corners = (box.xmin, box.ymin, box.xmax, box.ymax)
             place = f"imgs[{name!r}]: objects[{k}]"
-            if not all(map(math.isfinite, corners)) or box.xmax < box.xmin or box.ymax < box.ymin:
+            if not in_range(np.array(corners)).all() or box.xmax < box.xmin or box.ymax < box.ymin:
                 raise ValueError(
-                    f"{place}.bbox must be finite with xmin <= xmax and ymin <= ymax, got {corners}"
+                    f"{place}.bbox must be finite and below 1e100, with xmin <= xmax and "
+                    f"ymin <= ymax, got {corners}"
                 )
             if not math.isfinite(entry.score):
                 raise ValueError(f"{place}.score must be finite, got {entry.score}")

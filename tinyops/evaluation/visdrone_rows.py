@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tinyops.evaluation.tables import load, named
+from tinyops.evaluation.tables import in_range, load, named
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -132,13 +132,13 @@ def _rows(rows: Sequence[Sequence[float]], places: Sequence[str]) -> NDArray[np.
                 f"{place} must be left, top, width, height, score, category, ..., got {row}"
             )
     values = np.array([row[:6] for row in rows], np.float64).reshape(-1, 6)
-    good = np.isfinite(values).all(1) & (values[:, 2:4] >= 0).all(1)
+    good = in_range(values).all(1) & (values[:, 2:4] >= 0).all(1)
     good &= np.isin(values[:, 5], range(12))
     if not good.all():
         k = int(good.argmin())
         raise ValueError(
-            f"{places[k]} must be finite, its size not negative, its category in 0..11, "
-            f"got {values[k].tolist()}"
+            f"{places[k]} must be finite and below 1e100, its size not negative, its category in "
+            f"0..11, got {values[k].tolist()}"
         )
     return values
 

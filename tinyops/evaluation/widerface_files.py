@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.tables import load, named
+from tinyops.evaluation.tables import in_range, load, named
 
 SETS = ("easy", "medium", "hard")
 
@@ -94,11 +94,12 @@ def _is_folder(source: Any) -> bool:
 
 def _rows(rows: Any, columns: int, where: str) -> Rows:
     numbers = np.array(rows, np.float64).reshape(-1, columns)
-    bad = ~np.isfinite(numbers).all(1) | (numbers[:, 2:4] < 0).any(1)
+    bad = ~in_range(numbers).all(1) | (numbers[:, 2:4] < 0).any(1)
     if bad.any():
         k = int(bad.argmax())
         raise ValueError(
-            f"{where}[{k}] must be finite, width and height not negative, got {numbers[k].tolist()}"
+            f"{where}[{k}] must be finite and below 1e100, width and height not negative, "
+            f"got {numbers[k].tolist()}"
         )
     return numbers
 

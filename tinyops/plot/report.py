@@ -151,7 +151,7 @@ def _curve(
         if not y:
             break
     color = COLORS[number % len(COLORS)]
-    return {"name": name, "color": color, "points": " ".join(points)}
+    return {"name": name, "color": color, "points": points}
 
 
 def cell(value: Any) -> str:
