@@ -77,6 +77,7 @@ def test_flags_mean_ignore(folder, flag):
         (("images",), None, "images must be a list"),
         (("categories",), [], "categories must not be empty"),
         (("categories", 0, "id"), 3, r"categories\[1\]: id 3 is taken"),
+        (("categories", 1, "name"), None, r"categories\[1\]: name must be a text, got None"),
         (("images", 0), 7, r"images\[0\] must be an object"),
         (("images", 1, "id"), 4, r"images\[1\]: id 4 is taken"),
         (("images", 1, "id"), "4", r"images\[1\]: id must be an int"),

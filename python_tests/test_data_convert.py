@@ -205,9 +205,16 @@ def test_images_are_linked(folder):
         (["--to-format", "coco"], "exists: choose another"),
         (["--to", "t", "--to-format", "yolo", "--to-split", "a/b"], "split must be a plain name"),
         (["--to", "t", "--to-format", "yolo", "--to-split", "x"], "split must be train, val or te"),
-        (["--to", "t", "--to-format", "coco", "--split", "x"], "split must be None"),
-        (["--to", "t", "--to-format", "coco", "--copy-images"], "must have a folder of images"),
-        (["--to", "t", "--to-format", "coco", "--from", "no"], "no: expected a data set, found no"),
+        (["--to", "t.json", "--to-format", "coco", "--split", "x"], "split must be None"),
+        (["--to", "t", "--to-format", "coco"], "COCO is a .json, got the name t"),
+        (
+            ["--to", "t.json", "--to-format", "coco", "--copy-images"],
+            "must have a folder of images",
+        ),
+        (
+            ["--to", "t.json", "--to-format", "coco", "--from", "no"],
+            "no: expected a data set, found no",
+        ),
         (
             ["--to", "t", "--to-format", "voc", "--copy-images", "--link-images"],
             "either --copy-images or --link-images",
@@ -223,6 +230,24 @@ def test_mistakes_are_one_line_and_leave_nothing(folder, capsys, monkeypatch, mo
     assert message in error
     assert error.count("\n") == 1
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["voc", "tt100k"])
+def test_two_classes_of_one_name_stay_apart_or_are_refused(folder, name):
+    data = read(folder / "a.json")
+    data = replace(data, classes=("gull", "gull"), category_ids=(9, 10))
+    with pytest.raises(ValueError, match="tells classes by their names, and two are 'gull'"):
+        write(data, folder / "x", name)
+    write(data, folder / "b.json", "coco")
+    assert read(folder / "b.json").classes == ("gull", "gull")
+
+
+def test_flags_that_a_format_holds_are_not_called_lost(folder):
+    data = read(folder / "a.json")
+    images = [replace(x, attributes={"ignore": x.ignore}) for x in data.images]
+    data = replace(data, images=tuple(images))
+    for name in ("visdrone", "voc", "widerface", "yolo", "tt100k"):
+        assert not any("lose their ignore" in note for note in write(data, folder / name, name))
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,22 @@ def test_yolo_with_a_text_of_classes(tmp_path, beside):
     assert rows(data.images[0]) == [([0, 0, 100, 20], 1, False)]
 
 
+def test_yolo_images_in_a_folder_of_that_name_keep_their_labels(tmp_path):
+    """Readers replace the last folder `images` of a path, which may be the file name's own."""
+    names = {"labels/x.txt": "0 .5 .5 1 1\n", "images/x.jpg": (100, 20)}
+    files(tmp_path, {**names, "data.yaml": "train: .\nnames: [a]\n"})
+    data = read(tmp_path)
+    assert data.images[0].file_name == "images/x.jpg"
+    write(data, tmp_path / "new", "yolo", images="copy")
+    assert rows(read(tmp_path / "new").images[0]) == [([0, 0, 100, 20], 1, False)]
+
+
+def test_yolo_without_any_label_is_refused(tmp_path):
+    files(tmp_path, {"data.yaml": "train: a\nnames: [x]\n", "a/b.jpg": (9, 9), "a/c.jpg": (9, 9)})
+    with pytest.raises(FileNotFoundError, match=r"none of 2 images has a text .*a/b\.txt"):
+        read(tmp_path)
+
+
 def test_yolo_lists_of_images(tmp_path):
     files(tmp_path, YOLO)
     names = {"data.yaml": "train: list.txt\nnames: [a, b]\n", "list.txt": "./images/train/x.jpg\n"}
@@ -451,7 +467,10 @@ def test_wrong_wider_face_is_named(tmp_path, old, new, message):
             1,
             r"'5'\] object 0: bbox must not",
         ),
+        (("imgs", "5", "objects", 0, "bbox", "xmax"), 10**400, r"'5'\] object 0: bbox must have"),
+        (("imgs", "5", "id"), 2**63, r"imgs\['5'\] must have an int id"),
         (("types",), ["a", "a"], "types must be names, each once"),
+        (("types",), [["a"]], "types must be names, each once"),
     ],
 )
 def test_wrong_tt100k_is_named(tmp_path, path, value, message):

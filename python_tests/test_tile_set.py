@@ -184,6 +184,8 @@ def test_extreme_thresholds(threshold):
         (result(bbox=(1, float("nan"), 3, 4)), "finite"),
         (result(bbox=(1, 2, "x", 4)), "numbers"),
         (result(bbox=None), "numbers"),
+        (result(bbox="1234"), "numbers"),
+        (result(bbox=(1, 2, 10**400, 4)), "numbers"),
         (result(score=float("nan")), "a finite score"),
         (result(score=None), "numbers"),
         ({"image_id": 0}, "KeyError"),

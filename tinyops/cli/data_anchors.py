@@ -82,6 +82,7 @@ def run(settings: FitAnchors) -> int:
     console.print(table("Best IoU of an object with an anchor", comparison))
     if settings.out is not None:
         result: dict[str, Any] = {"anchors": rows, "comparison": comparison, "seed": settings.seed}
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(settings.out) as temporary:
             temporary.write_text(json.dumps(result, indent=1))
     return 0

@@ -118,6 +118,7 @@ def _merge(settings: Tile, path: Path) -> int:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(settings.out) as temporary:
         temporary.write_text(json.dumps(merged))
     print(f"{settings.out}: {len(merged)} of {len(found)} boxes")

@@ -58,6 +58,7 @@ def run(settings: View) -> int:
         raise ValueError(f"{settings.data}: none of {len(data.images)} images is as wanted")
     order = np.random.default_rng(settings.seed).permutation(len(wanted))[: settings.count]
     images = [_view(data, wanted[k]) for k in sorted(order.tolist())]
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
     write_view_page(
         settings.out,
         settings.data.name,

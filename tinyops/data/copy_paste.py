@@ -22,6 +22,7 @@ from tinyops.data.pixels import read_pixels
 from tinyops.data.types import AnnotatedSet
 
 Shape = Literal["ellipse", "box"]
+_AT_ONCE = 256  # objects that are compared with all others at a time
 _TRIES = 50  # places that are drawn for a copy, of which the first free one is taken
 
 
@@ -212,10 +213,10 @@ def copyable(boxes: Tensor, ignore: Tensor, size: tuple[int, int], largest: floa
     whole = (around[:, :2] >= 0).all(1) & (around[:, 2:] <= boxes.new_tensor(size)).all(1)
     candidates = (~ignore & whole & (sides > 0).all(1) & (sides.prod(1) <= largest**2)).nonzero()
     result = torch.zeros_like(ignore)
-    for k in candidates[:, 0].tolist():
-        low, high = around[k].view(2, 2)
-        meets = ((boxes[:, :2] < high) & (boxes[:, 2:] > low)).all(1)
-        result[k] = meets.sum() == 1  # itself
+    for part in candidates[:, 0].split(_AT_ONCE):
+        low, high = around[part, None, :2], around[part, None, 2:]
+        meets = ((boxes[:, :2] < high) & (boxes[:, 2:] > low)).all(2)  # [P, K]
+        result[part] = meets.sum(1) == 1  # itself
     return result
 
 

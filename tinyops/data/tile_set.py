@@ -195,9 +195,9 @@ def _checked(
     if not isinstance(image_id, int) or image_id not in places:
         raise ValueError(f"{where}: image_id must be that of a tile, got {image_id!r}")
     try:
-        box = [float(value) for value in found["bbox"]]
-        score = float(found["score"])
-    except (KeyError, TypeError, ValueError) as error:
+        box = [value + 0.0 for value in found["bbox"]]  # no text, which float would read
+        score = found["score"] + 0.0
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{where} must have a bbox and a score of numbers: {error!r}") from None
     if len(box) != 4 or not np.isfinite([*box, score]).all() or min(box[2:]) < 0:
         raise ValueError(

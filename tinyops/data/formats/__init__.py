@@ -90,7 +90,7 @@ def write(
 
     Args:
         data: boxes are written as exactly as the format has numbers, see its module.
-        path: of the new folder, or of the new json of COCO.
+        path: of the new folder, or of the new .json of COCO.
         format: a name in `FORMATS`.
         split: what a format that names its splits calls this one.
         images: "copy" or "link" puts the images where the format has them: in a folder of the name
@@ -109,6 +109,8 @@ def write(
         raise ValueError(f"split must be a plain name such as train, got {split!r}")
     names = {} if images == "none" else {data.path(image): image.file_name for image in data.images}
     if format == "coco":
+        if path.suffix != ".json":
+            raise ValueError(f"COCO is a .json, got the name {path}")
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)

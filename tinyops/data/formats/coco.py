@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyops._files import replacing
-from tinyops.data.formats.common import IGNORE, column, columns, joined, kept_boxes
+from tinyops.data.formats.common import IGNORE, column, columns, is_number, joined, kept_boxes
 from tinyops.data.types import AnnotatedImage, AnnotatedSet
 
 _IGNORED = ("iscrowd", "ignore", "uncertain")
@@ -138,16 +138,18 @@ def _categories(
         raise ValueError("categories must not be empty")
     for k, entry in enumerate(entries):
         _object(f"categories[{k}]", entry)
+        if not isinstance(entry.get("name"), str):
+            raise ValueError(f"categories[{k}]: name must be a text, got {entry.get('name')!r:.40}")
     _places("categories", entries)
     entries = sorted(entries, key=lambda entry: entry["id"])
     extra: dict[str, Any] = {}
-    ignored = [entry for entry in entries if entry.get("name") == IGNORE]
+    ignored = [entry for entry in entries if entry["name"] == IGNORE]
     if len(ignored) == 1 < len(entries):
         entries.remove(ignored[0])
         extra["ignore_category"] = ignored[0]
     labels = {entry["id"]: label for label, entry in enumerate(entries, 1)}
     labels.update({entry["id"]: 0 for entry in ignored if "ignore_category" in extra})
-    classes = tuple(str(entry.get("name")) for entry in entries)
+    classes = tuple(entry["name"] for entry in entries)
     rest = [{k: v for k, v in entry.items() if k not in ("id", "name")} for entry in entries]
     if any(rest):
         extra["categories"] = rest
@@ -236,7 +238,7 @@ def _core(
         boxes = np.array([list(map(float, entry["bbox"])) for entry in chunk])
     if boxes.shape != (len(chunk), 4) or {type(x) for e in chunk for x in e["bbox"]} - {int, float}:
         raise ValueError("bbox")
-    if not all(map(_is_number, (entry.get("area", 0) for entry in chunk))):
+    if not all(map(is_number, (entry.get("area", 0) for entry in chunk))):
         raise ValueError("area")
     return boxes.astype(np.float64), np.array(found, np.int64), np.array(places, np.int64)
 
@@ -251,14 +253,10 @@ def _check_annotation(
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError(f"{where}: bbox must be [x, y, width, height], got {box!r:.60}")
-    if not all(map(_is_number, box)):
+    if not all(map(is_number, box)):
         raise ValueError(f"{where}: bbox must be of finite numbers, got {box!r:.80}")
-    if not _is_number(entry.get("area", 0)):
+    if not is_number(entry.get("area", 0)):
         raise ValueError(f"{where}: area must be a finite number, got {entry['area']!r:.40}")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # of float32; False for NaN
 
 
 def _image(

@@ -125,6 +125,11 @@ def numbers(where: str, line: str, fields: str, separator: str | None = None) ->
     return values
 
 
+def is_number(value: Any) -> bool:
+    """A number of JSON that float32 can hold; no NaN."""
+    return type(value) in (int, float) and abs(value) < _LIMIT
+
+
 def whole(where: str, field: str, value: float, low: float = 0, high: float = 2**53 - 1) -> int:
     """A number from a file that must be a whole one in low..high."""
     if value != int(value) or not low <= value <= high:
@@ -229,6 +234,13 @@ def file_names(
     return [image.file_name for image in data.images]
 
 
+def need_distinct_classes(data: AnnotatedSet, name: str) -> None:
+    """Refuse two classes of one name, which a format without numbers of classes would mix up."""
+    twice = [key for key, count in Counter(data.classes).items() if count > 1]
+    if twice:
+        raise ValueError(f"{name} tells classes by their names, and two are {twice[0]!r}")
+
+
 def write_text(path: Path, lines: Iterable[str]) -> None:
     """Write lines; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,6 +298,8 @@ def losses(
     for image in data.images:
         images.update(image.extra.keys())
         for key, values in image.attributes.items():
+            if key == IGNORE:
+                continue  # the flags of the set, which have a place or are left out, say it
             if key == "area":
                 area = image.bbox[:, 2] * image.bbox[:, 3]
                 values = np.abs(values.astype(np.float64) - area) > 1e-6 * area  # none: as NaN

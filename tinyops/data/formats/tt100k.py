@@ -54,9 +54,9 @@ def read(
         if unknown:
             raise ValueError(f"{known[chosen]}: {unknown[0]!r:.40} is not in {path}")
     types = types or sorted({x["category"] for entry in entries.values() for x in entry["objects"]})
-    labels = {name: k for k, name in enumerate(types, 1)}
-    if len(labels) < len(types) or not all(isinstance(name, str) for name in types):
+    if not all(isinstance(name, str) for name in types) or len(set(types)) < len(types):
         raise ValueError(f"{path}: types must be names, each once, got {types!r:.60}")
+    labels = {name: k for k, name in enumerate(types, 1)}
     found = []
     for key in keys:
         where, entry = f"{path}: imgs[{key!r}]", entries[key]
@@ -71,7 +71,8 @@ def _check_image(where: str, entry: Any) -> None:
     if not isinstance(entry, dict) or not isinstance(entry.get("objects"), list):
         raise ValueError(f"{where} must have a list of objects, got {entry!r:.60}")
     name = entry.get("path")
-    if type(entry.get("id")) is not int or not isinstance(name, str) or "\0" in name:
+    number = entry.get("id")
+    if type(number) is not int or abs(number) >= 2**63 or not isinstance(name, str) or "\0" in name:
         raise ValueError(f"{where} must have an int id and a path, got {entry!r:.60}")
     for k, found in enumerate(entry["objects"]):
         good = isinstance(found, dict) and isinstance(found.get("category"), str)
@@ -79,7 +80,7 @@ def _check_image(where: str, entry: Any) -> None:
         if not good or not isinstance(edges, dict):
             raise ValueError(f"{where} object {k} must have category and bbox, got {found!r:.60}")
         for edge in _EDGES:
-            if type(edges.get(edge)) not in (int, float):
+            if not common.is_number(edges.get(edge)):
                 raise ValueError(
                     f"{where} object {k}: bbox must have the number {edge}, got {edges!r:.80}"
                 )
@@ -112,7 +113,12 @@ def _read_image(
 
 
 def write(data: AnnotatedSet, folder: Path, *, split: str = "train") -> list[str]:
-    """Write annotations.json and <split>/ids.txt; see `tinyops.data.write`."""
+    """Write annotations.json and <split>/ids.txt; see `tinyops.data.write`.
+
+    Raises:
+        ValueError: two classes have the same name.
+    """
+    common.need_distinct_classes(data, _NAME)
     data, notes = common.without_ignored(data, _NAME)
     entries = {}
     for image, name in zip(data.images, common.file_names(data, _NAME, stems=False), strict=True):

@@ -153,8 +153,9 @@ def write(data: AnnotatedSet, folder: Path, *, split: str = "train") -> list[str
     """Write the xmls and the lists; see `tinyops.data.write`.
 
     Raises:
-        ValueError: the name of a class cannot be that of a file.
+        ValueError: the name of a class cannot be that of a file, or two have the same.
     """
+    common.need_distinct_classes(data, _NAME)
     stems: list[str] = []
     for image, name in zip(data.images, common.file_names(data, _NAME), strict=True):
         stems.append(common.stem_of(name))

@@ -5,8 +5,9 @@
     labels/<split>/<name>.txt a line per object: class cx cy width height, shares of the image
 
 Classes count from 0. A split is a folder of images, a list of such, or a text with an image a line;
-the labels of .../images/<name>.jpg are .../labels/<name>.txt, or beside the image. An image without
-a text, or with an empty one, has no objects. Instead of data.yaml there may be classes.txt, a line
+the labels of .../images/<name>.jpg are .../labels/<name>.txt (the last folder images is replaced),
+or beside the image. An image without a text, or with an empty one, has no objects; that no image
+has a text is an error. Instead of data.yaml there may be classes.txt, a line
 per class, with `images` and `labels`, or images and texts in the same folder. There is no place for
 regions to be ignored. The images' sizes are in their files.
 """
@@ -58,10 +59,14 @@ def read(
     if images is not None:
         folders = [images]
     root, names = _images(table, folders)
+    texts = [_labels(root / name) for name in names]
+    if texts and not any(text.is_file() for text in texts):
+        raise FileNotFoundError(
+            f"{table}: none of {len(texts)} images has a text of labels; the first would be {texts[0]}"
+        )
     result = []
-    for number, name in enumerate(names, 1):
+    for number, (name, text) in enumerate(zip(names, texts, strict=True), 1):
         size = common.image_size(root / name)
-        text = _labels(root / name)
         result.append(_read_image(text, number, name, size, len(classes), drop_empty_boxes))
     return AnnotatedSet(tuple(result), tuple(classes), tuple(range(1, len(classes) + 1)), root)
 
@@ -159,7 +164,7 @@ def write(data: AnnotatedSet, folder: Path, *, split: str = "train") -> list[str
             " ".join(map(repr, [label - 1, *row]))
             for label, row in zip(image.labels[seen].tolist(), shares.tolist(), strict=True)
         ]
-        common.write_text(folder / "labels" / split / f"{common.stem_of(name)}.txt", lines)
+        common.write_text(_labels(folder / IMAGES.format(split=split) / name), lines)
     table = {split: IMAGES.format(split=split), "names": dict(enumerate(data.classes))}
     common.write_text(
         folder / "data.yaml",
