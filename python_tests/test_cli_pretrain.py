@@ -10,7 +10,7 @@ import torch
 from small_image_files import NAMES, archive, write_cifar, write_cifar_binary, write_imagenet32
 from train_program import exit_codes, start
 
-from tinyops._files import TRAINING, read_tensors
+from tinyops._files import TRAINING, read_tensors, write_tensors
 from tinyops.cli import main
 from tinyops.cli.pretrain import Pretrain
 from tinyops.config import load_yaml
@@ -87,11 +87,26 @@ def test_a_detector_begins_with_the_backbone_and_trains(trained, tmp_path):
     assert still.keys() == source.keys()
     for name, x in still.items():
         torch.testing.assert_close(x, source[name], rtol=0, atol=1e-20)
-    code, moved = run("moved", "--weights", str(trained / "last.safetensors"), "--lr", "0.01")
+    state = ["--weights", str(trained / "last.safetensors")]
+    code, moved = run("moved", *state, "--lr", "0.01", "--steps", "15")
     assert code == 0
+    losses = [float(row["loss"]) for row in rows(tmp_path / "moved" / "train.csv")]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     changed = [name for name, x in moved.items() if not torch.equal(x, source[name])]
     assert len(changed) == len(source)
     assert not torch.equal(run("alone", "--lr", "1e-30")[1]["conv1.weight"], source["conv1.weight"])
+
+
+def test_what_was_learnt_is_in_the_backbone(trained, folder, tmp_path):
+    """A new linear layer on frozen features tells the images apart, on random ones it does not."""
+    probe = ["--backbone", "bh_resnet_nano", "--override", "frozen_stages=4", "--batch", "16"]
+    probe += ["--optimizer", "adamw", "--lr", "1e-2", "--warmup", "0", "--steps", "12"]
+    found = []
+    for out, more in (("learnt", ["--weights", str(trained)]), ("random", [])):
+        assert main(command(folder, tmp_path / out, *probe, *more)) == 0
+        found.append(float(rows(tmp_path / out / "val.csv")[-1]["top1"]))
+    assert found[0] > 0.9
+    assert found[1] < 0.6  # chance is 0.25
 
 
 def test_weights_of_another_backbone_are_one_line(trained, tmp_path, capsys):
@@ -210,6 +225,19 @@ def test_another_configuration_does_not_go_on(folder, tmp_path, capsys):
     assert main(command(folder, tmp_path, *FAST, "--steps", "1")) == 0
     assert main(command(folder, tmp_path, *FAST, "--steps", "1", "--batch", "4")) == 2
     assert "the same configuration, but batch was 8 and is 4\n" in capsys.readouterr().err
+
+
+def test_a_run_from_before_a_setting_goes_on_without_it(folder, tmp_path, capsys):
+    assert main(command(folder, tmp_path, *FAST, "--steps", "1")) == 0
+    path = tmp_path / "last.safetensors"
+    _, tensors, facts = read_tensors(path, [TRAINING])
+    for name in ("channels_last", "weights"):
+        del facts["configuration"][name]
+    write_tensors(path, TRAINING, tensors, facts)
+    assert main(command(folder, tmp_path, *FAST, "--steps", "1")) == 0
+    assert "resumed after step 1 of 1" in capsys.readouterr().out
+    assert main(command(folder, tmp_path, *FAST, "--steps", "1", "--channels-last")) == 2
+    assert "but channels_last was False and is True\n" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_format(folder, tmp_path, capsys, monkeypatch):

@@ -18,15 +18,23 @@ import torch
 from rich.console import Console
 
 from tinyops.cli.train_settings import OVERRIDES, parse
-from tinyops.cli.training import InputError, command, is_first, training_device
-from tinyops.config import dump_yaml, to_plain
+from tinyops.cli.training import (
+    InputError,
+    check_ranges,
+    command,
+    is_first,
+    make_training,
+    progress,
+    training_device,
+)
+from tinyops.config import dump_yaml
 from tinyops.data.cifar100 import read_cifar100
 from tinyops.data.imagenet32 import read_imagenet32
 from tinyops.data.small_images import Augmented, SmallImages
 from tinyops.models.backbones import CLASSIFIER
 from tinyops.models.checkpoint import describe
 from tinyops.models.classifier import Classifier, create_classifier
-from tinyops.train import Order, Schedule, Training, accuracy, fit, make_optimizer
+from tinyops.train import Order, Schedule, accuracy, fit
 
 EPOCHS = {"cifar100": 200, "imagenet32": 40}
 GAMMA = 0.2  # of a milestone
@@ -112,19 +120,9 @@ class Pretrain:
         # Batch norms need two images where the last level is one cell.
         least = {"batch": 2, "parts": 1, "val_batch": 1, "val_every": 1, "save_every": 1}
         least |= dict.fromkeys(("warmup", "workers", "weight_decay", "seed"), 0)
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("lr", "clip", "epochs", "steps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value}")
-        if self.batch % self.parts:
-            raise ValueError(f"batch must be a multiple of parts, {self.parts}, got {self.batch}")
+        check_ranges(self, least)
         if not all(0 < share <= 1 for share in self.milestones):
             raise ValueError(f"milestones must be in (0, 1], got {self.milestones}")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -147,7 +145,7 @@ def _train(settings: Pretrain, device: torch.device) -> int:
         epochs = settings.epochs or EPOCHS[settings.format]
         steps = settings.steps or math.ceil(epochs * len(train) / settings.batch)
         Order(len(train), settings.batch, parts=settings.parts, last=steps)  # to share out
-        training = _training(model, settings, steps, device)
+        training = make_training(model, settings, _schedule(settings, steps), device)
         settings.out.mkdir(parents=True, exist_ok=True)
         if is_first() and (settings.fresh or not (settings.out / "last.safetensors").is_file()):
             dump_yaml(replace(settings, fresh=False), settings.out / "config.yaml")
@@ -169,10 +167,6 @@ def _train(settings: Pretrain, device: torch.device) -> int:
         steps=steps,
         batch=settings.batch,
         description=describe(model, train.classes),
-        configuration={
-            **{k: v for k, v in to_plain(settings).items() if k not in FREE},
-            "images": len(train),
-        },
         parts=settings.parts,
         workers=settings.workers,
         measure=functools.partial(
@@ -180,10 +174,8 @@ def _train(settings: Pretrain, device: torch.device) -> int:
         ),
         best="top1",
         measure_every=settings.val_every,
-        save_every=settings.save_every,
-        resume=not settings.fresh,
-        tensorboard=settings.tensorboard,
         console=console,
+        **progress(settings, FREE, images=len(train)),
     )
     return 0
 
@@ -203,27 +195,10 @@ def _model(settings: Pretrain, classes: int) -> Classifier:
         ) from error
 
 
-def _training(model: Classifier, settings: Pretrain, steps: int, device: torch.device) -> Training:
-    optimizer = make_optimizer(
-        model,
-        settings.optimizer,
-        weight_decay=settings.weight_decay,
-        decay_all=settings.decay_all,
-    )
+def _schedule(settings: Pretrain, steps: int) -> Schedule:
     milestones = tuple(math.ceil(share * steps) for share in settings.milestones)
-    schedule = Schedule(
+    return Schedule(
         _rate(settings), steps, settings.schedule, milestones, GAMMA, warmup=settings.warmup
-    )
-    return Training(
-        model,
-        optimizer,
-        schedule,
-        device=device,
-        amp=settings.amp,
-        average_decay=settings.ema,
-        clip=settings.clip,
-        channels_last=settings.channels_last,
-        seed=settings.seed,
     )
 
 

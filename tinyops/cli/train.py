@@ -18,8 +18,15 @@ from rich.console import Console
 
 from tinyops.cli.augmentation import make_transform
 from tinyops.cli.train_settings import FREE, METRICS, THRESHOLDS, Train, parse
-from tinyops.cli.training import InputError, command, is_first, training_device
-from tinyops.config import dump_yaml, to_plain
+from tinyops.cli.training import (
+    InputError,
+    command,
+    is_first,
+    make_training,
+    progress,
+    training_device,
+)
+from tinyops.config import dump_yaml
 from tinyops.data import read
 from tinyops.data.dataset import CocoTiles, check_headers
 from tinyops.data.formats.coco import to_coco
@@ -28,14 +35,7 @@ from tinyops.evaluation.tinyperson import BANDS, sized_ap
 from tinyops.models import Detector, create, load
 from tinyops.models.checkpoint import describe
 from tinyops.models.phases import PhasedDetector
-from tinyops.train import (
-    Order,
-    Schedule,
-    Training,
-    evaluate,
-    fit,
-    make_optimizer,
-)
+from tinyops.train import Order, Schedule, evaluate, fit
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,13 +94,13 @@ def _train(settings: Train, device: torch.device) -> int:
             device=device,
             amp=settings.amp,
         )
-    configuration = {k: v for k, v in to_plain(settings).items() if k not in FREE}
     for number, phase in enumerate(phases, 1):
         if isinstance(model, PhasedDetector):
             model.set_phase(phase.name)
             if is_first():
                 console.print(f"phase {number} of {len(phases)}: {phase.name}, {phase.steps} steps")
-        training = _training(model, settings, phase.steps, len(tiles), device)
+        schedule = _schedule(settings, len(tiles), phase.steps)
+        training = make_training(model, settings, schedule, device)
         fit(
             training,
             tiles,
@@ -108,16 +108,13 @@ def _train(settings: Train, device: torch.device) -> int:
             steps=phase.steps,
             batch=settings.batch,
             description=describe(model, data.classes),
-            configuration={**configuration, "tiles": len(tiles)},
             parts=settings.parts,
             workers=settings.workers,
             measure=measure,
             best=settings.best,
             measure_every=settings.val_every,
-            save_every=settings.save_every,
-            resume=not settings.fresh,
-            tensorboard=settings.tensorboard,
             console=console,
+            **progress(settings, FREE, tiles=len(tiles)),
         )
         model.load_state_dict(training.result.state_dict())  # the next phase begins with it
         del training
@@ -160,31 +157,6 @@ def _take(model: Detector, start: Path) -> str:
     return f"{start}: took {len(fit)} of its {len(found)} tensors; the model has {len(own)}"
 
 
-def _training(
-    model: Detector, settings: Train, steps: int, tiles: int, device: torch.device
-) -> Training:
-    try:
-        optimizer = make_optimizer(
-            model,
-            settings.optimizer,
-            weight_decay=settings.weight_decay,
-            decay_all=settings.decay_all,
-        )
-    except ValueError as error:  # nothing learns
-        raise InputError(error) from error
-    return Training(
-        model,
-        optimizer,
-        _schedule(settings, tiles, steps),
-        device=device,
-        amp=settings.amp,
-        average_decay=settings.ema,
-        clip=settings.clip,
-        channels_last=settings.channels_last,
-        seed=settings.seed,
-    )
-
-
 def _data(settings: Train) -> tuple[AnnotatedSet, CocoTiles, CocoTiles | None]:
     """The training set, its tiles, and those of validation."""
     drop = settings.drop_empty_boxes
@@ -194,6 +166,7 @@ def _data(settings: Train) -> tuple[AnnotatedSet, CocoTiles, CocoTiles | None]:
         tile=settings.tile,
         overlap=settings.overlap,
         keep_empty=settings.keep_empty,
+        repeat_small=settings.repeat_small,
         transform=make_transform(settings, data),
         seed=settings.seed,
     )

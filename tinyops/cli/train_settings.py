@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from tinyops.cli.training import InputError
+from tinyops.cli.training import InputError, check_ranges
 from tinyops.config import load_yaml, parse_yaml
 from tinyops.data.formats import Format
 from tinyops.evaluation.tinyperson import BANDS, THRESHOLDS
@@ -86,6 +85,8 @@ class Train:
     """Pixels that neighbouring tiles share."""
     keep_empty: bool = True
     """Train on tiles without objects, too."""
+    repeat_small: int = 1
+    """How often every epoch has each tile with an object of up to 32 px (Kisantal et al.: 3)."""
     augment: Literal["none", "simple", "sspnet"] = "simple"
     """simple: flip and colours. sspnet: the released pipeline with scales of 1 to 1.5."""
     copy_paste: int = 0
@@ -157,25 +158,13 @@ class Train:
     def check(self) -> None:
         """Raise ValueError for a value out of range."""
         counts = ("batch", "parts", "val_batch", "val_every", "max_detections", "save_every")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        counts += ("repeat_small",)
         least_0 = ("warmup", "workers", "weight_decay", "seed", "copy_paste", "copy_paste_bank")
-        for name in least_0:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("lr", "clip", "epochs", "steps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        check_ranges(self, dict.fromkeys(counts, 1) | dict.fromkeys(least_0, 0))
         if self.phase_steps and (min(self.phase_steps) < 0 or self.phase_steps[-1] < 1):
             raise ValueError(
                 f"phase_steps must be at least 0, and the last 1, got {self.phase_steps}"
             )
-        if self.batch % self.parts:
-            raise ValueError(f"batch must be a multiple of parts, {self.parts}, got {self.batch}")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.best not in METRICS:
             raise ValueError(f"best must be one of {', '.join(METRICS)}, got {self.best!r}")
 

@@ -130,6 +130,7 @@ def fit(
     batch: int,
     description: Mapping[str, Any],
     configuration: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
     parts: int = 1,
     workers: int = 0,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
@@ -158,6 +159,7 @@ def fit(
         batch: images of a step, in all parts and processes together.
         description: of the model, for the files; see `tinyops.models.checkpoint.describe`.
         configuration: values of JSON that the result depends on; a state of others is refused.
+        defaults: see `Training.restore`.
         parts: of a batch, one after the other, so that memory suffices.
         workers: processes that load images.
         measure: metrics of a model in eval mode, called in all processes; the same in all of them.
@@ -185,7 +187,7 @@ def fit(
     wait_for_all()
     resume = resume and last.is_file()
     if resume:
-        training.restore(last, description, configuration)
+        training.restore(last, description, configuration, defaults)
     starts = gather([training.step])
     if len(set(starts)) > 1:
         raise ValueError(f"{folder}: all processes must see this folder, but resume at {starts}")

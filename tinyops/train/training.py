@@ -184,9 +184,19 @@ class Training:
         write_tensors(path, TRAINING, tensors, {**facts, "configuration": dict(configuration)})
 
     def restore(
-        self, path: Path | str, description: Mapping[str, Any], configuration: Mapping[str, Any]
+        self,
+        path: Path | str,
+        description: Mapping[str, Any],
+        configuration: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         """Go on from a file of `save`.
+
+        Args:
+            path: of the file.
+            description: as of `save`, and so is configuration.
+            configuration: likewise.
+            defaults: what a configuration means that lacks them, as it is older than they are.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -199,7 +209,7 @@ class Training:
             raise StateError(str(error)) from error
         model = ("name", "arguments", "categories")
         found = differences(
-            {k: facts.get(k) for k in model} | facts["configuration"],
+            {k: facts.get(k) for k in model} | dict(defaults or {}) | facts["configuration"],
             {k: description.get(k) for k in model} | dict(configuration),
         )
         if found:
