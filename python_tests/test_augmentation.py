@@ -81,8 +81,10 @@ def test_samples_are_a_function_of_seed_epoch_and_index(folder, data):
 
 def test_a_training_runs_with_them(folder, tmp_path):
     more = ["--copy-paste", "1", "--copy-paste-bank", "2", "--scale-match", folder / "val.json"]
-    assert main(command(folder, tmp_path / "run", *map(str, more), "--steps", "2")) == 0
+    more += ["--repeat-small", "3", "--steps", "2"]
+    assert main(command(folder, tmp_path / "run", *map(str, more))) == 0
     found = load_yaml(Train, tmp_path / "run" / "config.yaml")
+    assert found.repeat_small == 3
     assert (found.copy_paste, found.copy_paste_bank) == (1, 2)
     assert found.scale_match == folder / "val.json"
 
@@ -90,6 +92,7 @@ def test_a_training_runs_with_them(folder, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--repeat-small", "0"], "repeat_small must be at least 1, got 0"),
         (["--copy-paste", "-1"], "copy_paste must be at least 0, got -1"),
         (["--scale-match", "no.json"], "no.json: expected a data set, found nothing"),
         (["--augment", "sspnet", "--scale-match", "{}/val.json"], "augment must not be sspnet"),

@@ -203,6 +203,22 @@ def test_whole_images_and_tiles_with_objects_alone(folder):
     assert [t[1]["corner"].tolist() for t in tiles] == [[0, 0], [40, 30]]
 
 
+def test_tiles_with_small_objects_are_repeated(folder):
+    rows = [
+        {"image_id": 4, "category_id": 3, "bbox": [0, 0, 32, 28]},  # in the tile at (0, 0)
+        {"image_id": 4, "category_id": 3, "bbox": [61, 0, 39, 28]},  # at (40, 0): too large
+        {"image_id": 4, "category_id": 3, "bbox": [0, 60, 5, 5], "ignore": 1},  # at (0, 30)
+    ]
+    data = read(folder, {**CONTENT, "annotations": rows})
+    corners = [
+        [target["corner"].tolist() for _, target in CocoTiles(data, tile=(60, 50), **options)]
+        for options in ({"overlap": 10}, {"overlap": 10, "repeat_small": 3})
+    ]
+    assert corners[1] == [corners[0][0]] * 2 + corners[0]
+    with pytest.raises(ValueError, match="repeat_small must be at least 1, got 0"):
+        CocoTiles(data, repeat_small=0)
+
+
 def samples(tiles, workers, **options):
     loader = DataLoader(tiles, batch_size=None, num_workers=workers, **options)
     return [torch.cat([image.flatten(), target["boxes"].flatten()]) for image, target in loader]

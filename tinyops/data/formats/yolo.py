@@ -62,7 +62,8 @@ def read(
     texts = [_labels(root / name) for name in names]
     if texts and not any(text.is_file() for text in texts):
         raise FileNotFoundError(
-            f"{table}: none of {len(texts)} images has a text of labels; the first would be {texts[0]}"
+            f"{table}: none of {len(texts)} images has a text of labels, the first of which "
+            f"would be {texts[0]}"
         )
     result = []
     for number, (name, text) in enumerate(zip(names, texts, strict=True), 1):
