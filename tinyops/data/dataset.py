@@ -54,8 +54,8 @@ class CocoTiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         cache_bytes: decoded images kept by each worker; the latest one is kept at any size.
 
     Raises:
-        ValueError: `cut`, `min_visible` or `repeat_small` is out of range; at access, a file that has another size
-            than the set states, or a kind of pixels that is not 8-bit.
+        ValueError: `cut`, `min_visible` or `repeat_small` is out of range; at access, a file that
+            has another size than the set states, or a kind of pixels that is not 8-bit.
         OSError: at access, a file that cannot be decoded.
     """
 
