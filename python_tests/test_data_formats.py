@@ -410,6 +410,11 @@ def test_wrong_voc_is_named(tmp_path, text, message):
         read(voc(tmp_path, text))
 
 
+def test_voc_without_annotations_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected a folder with Annotations, found none"):
+        read(tmp_path, "voc")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -41,6 +41,8 @@ def read(
 ) -> AnnotatedSet:
     """See `tinyops.data.read`; `path` is the folder with `Annotations`."""
     folder, lists = path / "Annotations", {p.stem: p for p in (path / _LISTS).glob("*.txt")}
+    if not folder.is_dir():
+        raise ValueError(f"{path}: expected a folder with Annotations, found none")
     known = [name for name in lists if not any(name.endswith(f"_{other}") for other in lists)]
     chosen = common.choose_split(path, split, known)
     if chosen is None:
