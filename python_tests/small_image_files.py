@@ -56,9 +56,9 @@ def write_cifar_binary(folder, train=64, val=24):
     return folder
 
 
-def archive(folder, path):
+def archive(folder, path, mode="w:gz"):
     """A tar.gz of what is in the folder."""
-    with tarfile.open(path, "w:gz") as tar:
+    with tarfile.open(path, mode) as tar:
         for file in sorted(folder.iterdir()):
             tar.add(file, file.name)
     return path

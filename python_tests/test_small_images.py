@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import gzip
 import hashlib
 import io
 import os
@@ -321,7 +322,14 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"cut\.tar\.gz: .*"):
         read_cifar100(path)
     path.write_text("hello")
-    with pytest.raises(ValueError, match=r"cut\.tar\.gz: expected a complete tar archive"):
+    with pytest.raises(
+        ValueError, match=r"cut\.tar\.gz: expected a complete tar archive"
+    ) as caught:
+        read_cifar100(path)
+    assert "\n" not in str(caught.value)
+    stored = gzip.compress(archive(tmp_path / "a", path, "w").read_bytes(), 0)
+    path.write_bytes(stored.replace(cifar(64)["data"][0].tobytes(), bytes(3072)))
+    with pytest.raises(ValueError, match="BadGzipFile: CRC check failed"):
         read_cifar100(path)
     os.truncate(folder / "train", 5000)
     with pytest.raises(ValueError, match=r"a: train: expected a pickle of"):

@@ -1,6 +1,7 @@
 """CIFAR-100 as its author publishes it: the edition for Python, and the binary one."""
 
 import hashlib
+import lzma
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from tinyops.data.plain_pickle import read_pickle
+from tinyops.data.plain_pickle import one_line, read_pickle
 from tinyops.data.small_images import BYTES, SmallImages, labels_of, pixels_of
 
 CLASSES = 100
@@ -84,8 +85,11 @@ def _from_archive(path: Path, wanted: set[str]) -> dict[str, Any]:
                     file = archive.extractfile(member)
                     assert file is not None
                     found[name] = _content(file, name, path)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: expected a complete tar archive: {error}") from None
+            assert archive.fileobj is not None
+            while archive.fileobj.read(2**20):  # to the checksum at the end
+                pass
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path}: expected a complete tar archive: {one_line(error)}") from None
     return found
 
 

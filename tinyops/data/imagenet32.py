@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.data.plain_pickle import read_pickle
+from tinyops.data.plain_pickle import one_line, read_pickle
 from tinyops.data.small_images import SmallImages, labels_of, pixels_of
 
 CLASSES = 1000
@@ -83,7 +83,9 @@ def _member(path: Path, field: str) -> NDArray[Any]:
     except KeyError:
         raise ValueError(f"{path}: {field} must be an array, got none") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path}: {field} must be an array of an npz file: {error}") from None
+        raise ValueError(
+            f"{path}: {field} must be an array of an npz file: {one_line(error)}"
+        ) from None
 
 
 def _start(path: Path, member: zipfile.ZipInfo) -> int:

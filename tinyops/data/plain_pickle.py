@@ -143,7 +143,11 @@ def read_pickle(file: IO[bytes], name: str) -> dict[str, Any]:
             raise pickle.UnpicklingError(f"expected a dict, got {type(found).__name__}")
         return {_text(k): v.values if isinstance(v, _Array) else v for k, v in found.items()}
     except Exception as error:  # of any class, where the file is no pickle
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
         raise ValueError(
-            f"{name}: expected a pickle of numbers, texts and arrays of numpy: {reason[:_LONGEST]}"
+            f"{name}: expected a pickle of numbers, texts and arrays of numpy: {one_line(error)}"
         ) from None
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, which may quote a file, in few letters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")[:_LONGEST]
