@@ -132,6 +132,37 @@ def test_a_set_is_cut_and_merged_back(tmp_path, capsys):
         assert json.loads(merged.read_text()) == json.loads((CASE / f"{name}.json").read_text())
 
 
+def test_what_detect_found_in_the_files_of_tiles_is_merged(folder, tmp_path, capsys):
+    """Its ids are its own: tiles go by their file names, and classes by their names."""
+    out = tmp_path / "cut"
+    assert run("tile", folder, "--out", out, "--tile", "128", "96", "--pixels", "tiles") == 0
+    tiles = json.loads((out / "tiles.json").read_text())
+    rows = [
+        {key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5}
+        for row in tiles["annotations"]
+    ]
+    detected = {
+        "images": [
+            {"id": 900 - x["id"], "file_name": f"{out}/images/{x['file_name']}"}
+            for x in tiles["images"]
+        ],
+        "categories": [{"id": 70 - x["id"], "name": x["name"]} for x in tiles["categories"]],
+        "annotations": [
+            {**x, "image_id": 900 - x["image_id"], "category_id": 70 - x["category_id"]}
+            for x in rows
+        ],
+    }
+    merged = []
+    for name, content in (("list", rows), ("detections", detected)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(content))
+        words = ["--data", str(out / "tiles.json"), "--merge", str(path)]
+        assert main(["data", "tile", *words, "--out", str(tmp_path / "new" / name)]) == 0
+        merged.append(json.loads((tmp_path / "new" / name).read_text()))
+    assert merged[0] == merged[1] != []
+    assert {row["image_id"] for row in merged[0]} <= {x["id"] for x in tiles["old_images"]}
+
+
 @pytest.mark.parametrize("pixels", ["tiles", "whole"])
 def test_erased_tiles_are_read_again(folder, tmp_path, pixels):
     more = ["--tile", "128", "96", "--pixels", pixels, "--erase", "mean", "--suffix", ".jpg"]
@@ -155,14 +186,20 @@ def test_erased_tiles_are_read_again(folder, tmp_path, pixels):
         ("tile", ["--out", "x", "--erase", "mean"], "erase needs pixels"),
         ("tile", ["--out", "x", "--pixels", "whole"], "pixels must be none or tiles"),
         ("tile", ["--out", "x", "--overlap", "999"], "overlap must be in [0, 640), got 999"),
-        ("tile", ["--out", "x", "--merge", "{folder}/train.json"], "must be a list of detections"),
+        (
+            "tile",
+            ["--out", "x", "--merge", "{folder}/train.json"],
+            "score must be a finite number, got None",
+        ),
         ("tile", ["--out", "x", "--merge", "{folder}/bad.json"], "is not JSON"),
+        ("tile", ["--out", "x", "--merge", "{folder}/text.json"], "must be a list of detections"),
         ("tile", ["--out", "x", "--merge", "{folder}/none.json"], "must have old_images"),
     ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, capsys, monkeypatch, command, more, message):
     (folder / "bad.json").write_text("[{")
     (folder / "none.json").write_text("[]")
+    (folder / "text.json").write_text('"a"')
     monkeypatch.chdir(tmp_path)
     assert run(command, folder, *(word.format(folder=folder) for word in more)) == 2
     error = capsys.readouterr().err

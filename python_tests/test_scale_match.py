@@ -91,6 +91,14 @@ def test_a_box_gets_the_wanted_size():
     assert moved["image_id"] == 3
 
 
+def test_a_draw_at_the_end_of_a_bin_belongs_to_it_in_spite_of_rounding():
+    """0.1 + 0.7 is a bit less than 0.8."""
+    target = SizeHistogram(np.array([0.1, 0.7, 0.2]), np.array([1.0, 2.0, 3.0, 4.0]))
+    box = np.array([[0.0, 0.0, 9.0, 9.0]])  # of size 10, by w + 1
+    draws = iter((0.8, 0.5))
+    assert ScaleMatch(target).new_size(box, (100, 200), draws.__next__) == (25, 50)
+
+
 def test_objects_too_small_go_with_their_labels():
     _, moved = ScaleMatch(FIXED)(*scene([[0, 0, 19, 19], [30, 30, 33, 39], [1, 1, 60, 60]]))
     # The size of the image: (20 * sqrt(4 * 10) ... ) is between; the second box is 3 px wide.

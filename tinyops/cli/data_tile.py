@@ -4,7 +4,8 @@ The tiles are TinyPerson's: a json in which every tile has its `corner` in an im
 are clipped and kept where sqrt(clipped area) / sqrt(area) is 0.7 or more. With --pixels the tiles
 become images of their own.
 
---merge DETECTIONS reads the json of tiles as --data and writes results of the images.
+--merge DETECTIONS reads the json of tiles as --data and what `tinyops detect` found in their
+images, and writes COCO results of the large images.
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from tinyops._files import new_folder, replacing
 from tinyops.cli.data_source import Source, run_tool
+from tinyops.cli.eval_inputs import read_inputs
 from tinyops.data.formats import write
 from tinyops.data.pixels import Suffix, without_ignored, write_erased, write_tiles
 from tinyops.data.tile_set import Rule, cut_set, merge_tiles
@@ -48,7 +50,8 @@ class Tile(Source):
     suffix: Suffix = ".png"
     """Of images."""
     merge: Path | None = None
-    """COCO results of the tiles in --data, to be taken back to the images."""
+    """What was found in the tiles in --data, to be taken back to the images: detections.json or
+    .csv of `tinyops detect`, or COCO results."""
     rule: Rule = "ge"
     """What goes in --merge: boxes that overlap a better one by the threshold or more (ge:
     TinyBenchmark on a CPU), by more than it (gt: SSPNet, TinyBenchmark on a GPU), or none."""
@@ -106,16 +109,17 @@ def _cut(settings: Tile, data: AnnotatedSet, folder: Path) -> AnnotatedSet:
 
 
 def _merge(settings: Tile, path: Path) -> int:
-    try:
-        found: Any = json.loads(path.read_bytes())
-    except ValueError as error:  # of JSON, or of the text's encoding
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    tiles = settings.read()
+    found: Any = read_inputs("coco", settings.data, path, ignore_unknown=False)[1]
+    if found == path:  # no file of `tinyops detect`
+        try:
+            found = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:  # of JSON, or of the text's encoding
+            raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise ValueError(f"{path} must be a list of detections")
     try:
-        merged = merge_tiles(
-            settings.read(), found, rule=settings.rule, threshold=settings.threshold
-        )
+        merged = merge_tiles(tiles, found, rule=settings.rule, threshold=settings.threshold)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     settings.out.parent.mkdir(parents=True, exist_ok=True)
