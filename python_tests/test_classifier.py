@@ -79,6 +79,9 @@ def test_mistakes_are_named():
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"pool": "first"}, "pool must be 'last' or 'all', got 'first'"),
         ({"std": [1, 1, 0]}, "std above 0"),
+        ({"std": 3}, "mean and std must be 3 numbers"),
+        ({"mean": ["a", "b", "c"]}, "mean and std must be 3 numbers"),
+        ({"mean": [1, float("nan"), 0]}, "mean and std must be 3 numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             create_classifier("classifier_resnet_nano", **{"num_classes": 3, **options})

@@ -261,7 +261,10 @@ def test_defaults_are_those_of_the_format(folder, tmp_path, capsys, monkeypatch)
         (["--override", "width=3"], "got 'width'"),
         (["--override", "widths=[-3, 8, 8, 8]"], "got {'widths': [-3, 8, 8, 8]}"),
         (["--weights", "no.pth"], "no.pth"),
-        (["--batch", "1"], "batch must be at least 2, got 1"),
+        (["--batch", "1"], "batch must be 2 or more for each of the parts, got 1"),
+        (["--batch", "8", "--parts", "8"], "batch must be 2 or more for each of the parts, got 8"),
+        (["--backbone", "timm:vit_tiny_patch16_224"], "on 32 x 32 pixels, got {}: Input height"),
+        (["--backbone", "timm:nothing"], "timm cannot make 'nothing'"),
         (["--batch", "6", "--parts", "4"], "batch must be a multiple of parts, 4, got 6"),
         (["--epochs", "inf"], "epochs must be above 0 and finite, got inf"),
         (["--milestones", "0.5", "2"], "milestones must be in (0, 1], got (0.5, 2.0)"),
@@ -279,6 +282,17 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys, more, message):
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_does_not_take_a_state_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    def full(*x):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tinyops._files.save_file", full)
+    assert main(command(folder, tmp_path, *FAST, "--steps", "1")) == 1
+    assert capsys.readouterr().err == "tinyops pretrain: No space left on device\n"
+    assert {path.name for path in tmp_path.iterdir()} >= {"config.yaml", "log.jsonl"}
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".tmp")]
 
 
 def test_a_loss_that_is_not_finite_ends_the_command(folder, tmp_path, capsys):

@@ -30,7 +30,7 @@ from tinyops.cli.training import (
 from tinyops.config import dump_yaml
 from tinyops.data.cifar100 import read_cifar100
 from tinyops.data.imagenet32 import read_imagenet32
-from tinyops.data.small_images import Augmented, SmallImages
+from tinyops.data.small_images import CHANNELS, SIDE, Augmented, SmallImages
 from tinyops.models.backbones import CLASSIFIER
 from tinyops.models.checkpoint import describe
 from tinyops.models.classifier import Classifier, create_classifier
@@ -117,10 +117,11 @@ class Pretrain:
 
     def check(self) -> None:
         """Raise ValueError for a value out of range."""
-        # Batch norms need two images where the last level is one cell.
-        least = {"batch": 2, "parts": 1, "val_batch": 1, "val_every": 1, "save_every": 1}
-        least |= dict.fromkeys(("warmup", "workers", "weight_decay", "seed"), 0)
-        check_ranges(self, least)
+        counts = ("batch", "parts", "val_batch", "val_every", "save_every")
+        least_0 = ("warmup", "workers", "weight_decay", "seed")
+        check_ranges(self, dict.fromkeys(counts, 1) | dict.fromkeys(least_0, 0))
+        if self.batch < 2 * self.parts:  # batch norms need two where the last level is one cell
+            raise ValueError(f"batch must be 2 or more for each of the parts, got {self.batch}")
         if not all(0 < share <= 1 for share in self.milestones):
             raise ValueError(f"milestones must be in (0, 1], got {self.milestones}")
 
@@ -188,11 +189,16 @@ def _read(settings: Pretrain, split: Literal["train", "val"]) -> SmallImages:
 def _model(settings: Pretrain, classes: int) -> Classifier:
     name, override = CLASSIFIER + settings.backbone, settings.override
     try:
-        return create_classifier(name, classes, settings.weights, **override)
-    except (TypeError, RuntimeError) as error:  # of values that no part of the model looked at
+        model = create_classifier(name, classes, settings.weights, **override)
+        with torch.no_grad():  # some models of timm take images of one size alone
+            model.eval()(torch.zeros(1, CHANNELS, SIDE, SIDE))
+    # Of values that no part of the model looked at.
+    except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"override does not fit {settings.backbone}, got {override}: {error}"
+            f"override does not fit {settings.backbone} on {SIDE} x {SIDE} pixels, "
+            f"got {override}: {error}"
         ) from error
+    return model
 
 
 def _schedule(settings: Pretrain, steps: int) -> Schedule:

@@ -27,7 +27,7 @@ def command(name: str, work: Callable[[], int]) -> int:
         return work()
     except (InputError, StateError) as error:
         return _fail(name, error, 2)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:  # such as a full disk
         return _fail(name, error, 1)
     except KeyboardInterrupt:
         return _fail(name, "interrupted; the same command without --fresh goes on", 130)

@@ -1,6 +1,7 @@
 """Classifiers, from which detectors take their backbones."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Classifier(nn.Module):
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if pool not in ("last", "all"):
             raise ValueError(f"pool must be 'last' or 'all', got {pool!r}")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        if not (_are_three(mean) and _are_three(std) and min(std) > 0):
             raise ValueError(f"mean and std must be 3 numbers, std above 0, got {mean} and {std}")
         self.backbone = backbone
         self.num_classes = num_classes
@@ -88,6 +89,14 @@ class Classifier(nn.Module):
         if labels is None:
             raise ValueError("labels must be given in training, got None")
         return {"cross_entropy": F.cross_entropy(logits.float(), labels)}
+
+
+def _are_three(values: Any) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == 3
+        and all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)
+    )
 
 
 def create_classifier(
