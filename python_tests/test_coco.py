@@ -113,6 +113,16 @@ def test_wrong_entries_are_named(folder, path, value, message):
         read(folder, changed(path, value))
 
 
+def test_objects_of_an_image_keep_the_order_of_the_file(folder):
+    """Whatever lies between them; sorting of more than 16 is another algorithm."""
+    rows = [
+        {"image_id": (4, 2)[k % 3 == 0], "category_id": 3, "bbox": [k, 0, 1, 1]} for k in range(99)
+    ]
+    first, second = read(folder, {**CONTENT, "annotations": rows}).images
+    assert first.bbox[:, 0].tolist() == [k for k in range(99) if k % 3]
+    assert second.bbox[:, 0].tolist() == list(range(0, 99, 3))
+
+
 def test_empty_boxes_can_be_left_out(folder):
     content = changed(("annotations", 1, "bbox"), [1, 2, 0, 4])
     assert len(read(folder, content, drop_empty_boxes=True).images[0].boxes) == 2

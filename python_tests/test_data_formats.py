@@ -171,7 +171,7 @@ def test_tt100k(tmp_path):
 
 
 WIDER = (
-    "0--Parade/a b.jpg\n2\n449 330 122 149 0 0 0 0 0 0 \n1 2 3 4 2 1 0 1 2 1 \n"
+    "0--Parade/a b.jpg\n2\n449 330 122 149 0 0 0 0 2 0 \n1 2 3 4 2 1 0 1 0 1 \n"
     "1--X/none.jpg\n0\n0 0 0 0 0 0 0 0 0 0 \n1--X/bare.jpg\n0\n1--X/b.jpg\n1\n5 6 7 8 0 0 0 0 0 0\n"
 )
 

@@ -157,8 +157,8 @@ class Train:
 
     def check(self) -> None:
         """Raise ValueError for a value out of range."""
-        counts = ("batch", "parts", "val_batch", "val_every", "max_detections", "save_every")
-        counts += ("repeat_small",)
+        counts = ["batch", "parts", "val_batch", "val_every", "max_detections", "save_every"]
+        counts += ["repeat_small"]
         least_0 = ("warmup", "workers", "weight_decay", "seed", "copy_paste", "copy_paste_bank")
         check_ranges(self, dict.fromkeys(counts, 1) | dict.fromkeys(least_0, 0))
         if self.phase_steps and (min(self.phase_steps) < 0 or self.phase_steps[-1] < 1):
