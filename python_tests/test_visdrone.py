@@ -97,6 +97,11 @@ def test_a_wrong_line_is_named(folders, line, message):
         ),
         ([{"name": "a", "gt": [["x"]]}], [], r"ground_truth: .*Expected `float`, got `str`"),
         ([{"name": "a", "gt": [], "width": 0, "height": 5}], [], r"ground_truth: \[0\]: width"),
+        (
+            [{"name": "a", "gt": [], "width": 10**5, "height": 10**5}],
+            [],
+            r"ground_truth: \[0\]: wi",
+        ),
         ({}, [], "ground_truth: Expected `array`"),
     ],
 )

@@ -22,10 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyops.evaluation.average_precision import COCO_THRESHOLDS, Evaluation, Rules, rows
+from tinyops.evaluation.average_precision import (
+    COCO_THRESHOLDS,
+    Evaluation,
+    Rules,
+    read_evaluation,
+    rows,
+)
 from tinyops.evaluation.details import FOUND, LEFT_OUT, Details
 from tinyops.evaluation.matcher import Mask, count_objects
-from tinyops.evaluation.tables import Source, read_detections, read_ground_truth
+from tinyops.evaluation.tables import Source
 
 AREAS = {
     "all": (0, 1e10),
@@ -49,7 +55,7 @@ def evaluate(
     """AP and AR by band@detections and threshold; the nineteen numbers in `stats`; AP and oLRP of
     every class by its id in `per_class`.
     """
-    evaluation = _evaluation(ground_truth, detections, compatible, threads)
+    evaluation = read_evaluation(ground_truth, detections, RULES, compatible, threads)
     result = evaluation.tables()
     ap, ar = result["AP"], result["AR"]
     classes = _per_class(evaluation)
@@ -83,16 +89,8 @@ def details(
     threshold: float | None = None,
 ) -> Details:
     """At IoU 0.50 and all sizes by default."""
-    evaluation = _evaluation(ground_truth, detections, compatible, threads)
+    evaluation = read_evaluation(ground_truth, detections, RULES, compatible, threads)
     return evaluation.details("aitod", band, threshold)
-
-
-def _evaluation(
-    ground_truth: Source, detections: Source, compatible: bool, threads: int | None
-) -> Evaluation:
-    truth = read_ground_truth(ground_truth)
-    found = read_detections(detections, truth)
-    return Evaluation(truth, found, RULES, truth.crowd, truth.crowd, (), compatible, threads)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -17,7 +17,13 @@ from tinyops.evaluation.details import (
     mean_of_classes,
 )
 from tinyops.evaluation.matcher import RECALL, Mask, match, precision_and_recall
-from tinyops.evaluation.tables import Detections, GroundTruth
+from tinyops.evaluation.tables import (
+    Detections,
+    GroundTruth,
+    Source,
+    read_detections,
+    read_ground_truth,
+)
 
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
@@ -146,6 +152,24 @@ class Evaluation:
             ap=curves[0, :, 0].mean(-1),
             **outcomes(self.truth, self.found, one.ignored, matches, a),
         )
+
+
+def read_evaluation(
+    ground_truth: Source,
+    detections: Source,
+    rules: Rules,
+    compatible: bool,
+    threads: int | None,
+) -> Evaluation:
+    """With COCO's flags: `iscrowd` boxes are regions, `ignore` is not looked at.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is not what it should be: file or argument, field and index.
+    """
+    truth = read_ground_truth(ground_truth)
+    found = read_detections(detections, truth)
+    return Evaluation(truth, found, rules, truth.crowd, truth.crowd, (), compatible, threads)
 
 
 def outcomes(

@@ -10,9 +10,9 @@ Quirk of pycocotools under `compatible`: a detection that finds the object of id
 
 from typing import Any
 
-from tinyops.evaluation.average_precision import COCO_THRESHOLDS, Evaluation, Rules, rows
+from tinyops.evaluation.average_precision import COCO_THRESHOLDS, Rules, read_evaluation, rows
 from tinyops.evaluation.details import Details
-from tinyops.evaluation.tables import Source, read_detections, read_ground_truth
+from tinyops.evaluation.tables import Source
 
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 RULES = Rules(AREAS, COCO_THRESHOLDS, (1, 10, 100), band="all", limit=100)
@@ -26,7 +26,7 @@ def evaluate(
     threads: int | None = None,
 ) -> dict[str, Any]:
     """AP and AR by band@detections and threshold, and pycocotools' twelve numbers in `stats`."""
-    result = _evaluation(ground_truth, detections, compatible, threads).tables()
+    result = read_evaluation(ground_truth, detections, RULES, compatible, threads).tables()
     ap, ar = result["AP"], result["AR"]
     result["stats"] = {
         "AP": ap["all@100"]["mean"],
@@ -60,13 +60,5 @@ def details(
     threshold: float | None = None,
 ) -> Details:
     """At IoU 0.50 and all sizes by default."""
-    evaluation = _evaluation(ground_truth, detections, compatible, threads)
+    evaluation = read_evaluation(ground_truth, detections, RULES, compatible, threads)
     return evaluation.details("coco", band, threshold)
-
-
-def _evaluation(
-    ground_truth: Source, detections: Source, compatible: bool, threads: int | None
-) -> Evaluation:
-    truth = read_ground_truth(ground_truth)
-    found = read_detections(detections, truth)
-    return Evaluation(truth, found, RULES, truth.crowd, truth.crowd, (), compatible, threads)

@@ -25,7 +25,7 @@ from tinyops.evaluation.average_precision import COCO_THRESHOLDS, outcomes, rows
 from tinyops.evaluation.curves import area, interpolate
 from tinyops.evaluation.details import FOUND, LEFT_OUT, Details
 from tinyops.evaluation.matcher import RECALL, match
-from tinyops.evaluation.tables import Detections, GroundTruth
+from tinyops.evaluation.tables import Detections, GroundTruth, named
 from tinyops.evaluation.visdrone_rows import Scene, read_scenes
 
 CLASSES = (
@@ -133,7 +133,8 @@ def _read(
     """The images after step 1, and the rows that it left."""
     scenes, kept = read_scenes(ground_truth, detections, images), []
     for k, scene in enumerate(scenes):
-        objects, found = _outside_regions(scene)
+        with named(f"image {scene.name}", ""):  # memory for its pixels
+            objects, found = _outside_regions(scene)
         kept.append((objects, found))
         scenes[k] = scene._replace(truth=scene.truth[objects], found=scene.found[found])
     return scenes, kept

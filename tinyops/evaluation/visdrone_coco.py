@@ -9,9 +9,15 @@ lies in ignored regions is background.
 from typing import Any, Literal
 
 from tinyops.evaluation import aitod, coco
-from tinyops.evaluation.average_precision import COCO_THRESHOLDS, Evaluation, Rules, rows
+from tinyops.evaluation.average_precision import (
+    COCO_THRESHOLDS,
+    Evaluation,
+    Rules,
+    read_evaluation,
+    rows,
+)
 from tinyops.evaluation.details import Details
-from tinyops.evaluation.tables import Source, read_detections, read_ground_truth
+from tinyops.evaluation.tables import Source
 
 _AREAS = {"coco": coco.AREAS, "aitod": aitod.AREAS}
 
@@ -77,6 +83,4 @@ def _evaluation(
     if max_detections < 1:
         raise ValueError(f"max_detections must be positive, got {max_detections}")
     rules = Rules(_AREAS[areas], COCO_THRESHOLDS, (max_detections,), "all", max_detections)
-    truth = read_ground_truth(ground_truth)
-    found = read_detections(detections, truth)
-    return Evaluation(truth, found, rules, truth.crowd, truth.crowd, (), compatible, threads)
+    return read_evaluation(ground_truth, detections, rules, compatible, threads)

@@ -71,8 +71,11 @@ def read_scenes(ground_truth: Any, detections: Any, images: Any = None) -> list[
             truth = _by_name(entries, [x.gt for x in entries], "gt")
             for k, entry in enumerate(entries):
                 if entry.width is not None and entry.height is not None:
-                    if min(entry.width, entry.height) < 1:
-                        raise ValueError(f"[{k}]: width and height must be positive")
+                    if min(entry.width, entry.height) < 1 or entry.width * entry.height >= 2**31:
+                        raise ValueError(
+                            f"[{k}]: width and height must be positive, their product below 2**31, "
+                            f"got {entry.width} x {entry.height}"
+                        )
                     sizes[entry.name] = (entry.width, entry.height)
                 elif (truth[entry.name][:, 5] == 0).any():
                     raise ValueError(f"[{k}]: ignored regions need the width and height")
@@ -112,7 +115,7 @@ def _texts(folder: Path) -> dict[str, NDArray[np.float64]]:
     for path in paths:
         with named(path, ""):
             rows, places = [], []
-            for number, line in enumerate(path.read_text().splitlines(), 1):
+            for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
                 text = line.strip().rstrip(",")
                 if not text:
                     continue
@@ -147,8 +150,11 @@ def _picture_size(folder: Path, name: str) -> tuple[int, int]:
     for suffix in _SUFFIXES:
         path = folder / (name + suffix)
         if path.is_file():
-            with Image.open(path) as picture:
-                return picture.size
+            try:
+                with Image.open(path) as picture:
+                    return picture.size
+            except Image.DecompressionBombError as error:
+                raise ValueError(f"{path}: {error}") from None
     raise ValueError(
         f"{folder}: expected a picture of {name}, whose size its ignored regions need; found none"
     )
