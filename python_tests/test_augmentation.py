@@ -1,5 +1,6 @@
 """Copy-paste and Scale Match as settings of `tinyops train`."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -94,11 +95,18 @@ def test_a_training_runs_with_them(folder, tmp_path):
     [
         (["--repeat-small", "0"], "repeat_small must be at least 1, got 0"),
         (["--copy-paste", "-1"], "copy_paste must be at least 0, got -1"),
+        (
+            ["--scale-match", "{}/one.json"],
+            "one.json: sizes must be enough for tails of 0.02, got 1",
+        ),
         (["--scale-match", "no.json"], "no.json: expected a data set, found nothing"),
         (["--augment", "sspnet", "--scale-match", "{}/val.json"], "augment must not be sspnet"),
     ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, capsys, more, message):
+    content = json.loads((folder / "val.json").read_text())
+    content["annotations"] = content["annotations"][:1]
+    (folder / "one.json").write_text(json.dumps(content))
     assert main(command(folder, tmp_path / "run", *(word.format(folder) for word in more))) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -128,6 +128,15 @@ def test_decimals_are_kept_or_rounded(data, name):
             assert np.abs(a[:2] + a[2:] - b[:2] - b[2:]).max() <= limit
 
 
+@pytest.mark.parametrize("name", ["visdrone", "voc", "widerface"])
+def test_less_than_half_a_pixel_becomes_one_pixel(tmp_path, name):
+    """A box without area could not be read again."""
+    box = np.array([[3.1, 4.2, 0.3, 0.2]])
+    image = AnnotatedImage(1, "a.png", 9, 9, box, np.array([1]), np.array([False]))
+    data = draw_images(AnnotatedSet((image,), ("x",), (1,)), tmp_path)
+    assert through(data, tmp_path, name).images[0].bbox.tolist() == [[3, 4, 1, 1]]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two images and three objects as COCO."""

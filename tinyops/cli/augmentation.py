@@ -25,7 +25,11 @@ def make_transform(settings: Train, data: AnnotatedSet) -> Transform | None:
     if settings.scale_match is not None:
         if settings.augment == "sspnet":
             raise ValueError("augment must not be sspnet, which resizes, with scale_match")
-        target = SizeHistogram.of(object_sizes(read(settings.scale_match, drop_empty_boxes=True)))
+        sizes = object_sizes(read(settings.scale_match, drop_empty_boxes=True))
+        try:
+            target = SizeHistogram.of(sizes)
+        except ValueError as error:
+            raise ValueError(f"{settings.scale_match}: {error}") from error
         if settings.monotone:
             steps.append(MonotoneScaleMatch(target, object_sizes(data)))
         else:

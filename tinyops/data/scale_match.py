@@ -4,6 +4,7 @@ Images of one data set are resized until their objects are as large as those of 
 on COCO then prepares for objects of a few pixels.
 """
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,7 +66,10 @@ class SizeHistogram:
         if tails is None or bins < (3 if tails else 1) or not 0 <= tails < 1:
             raise ValueError(f"bins must be 3 or more and tails in [0, 1), got {bins} and {tails}")
         if len(sizes) == 0 or not (np.isfinite(sizes).all() and sizes.min() > 0):
-            raise ValueError(f"sizes must be finite and positive, and at least one, got {sizes}")
+            raise ValueError(
+                "sizes must be finite and positive, and at least one, "
+                f"got {reprlib.repr(sizes.tolist())}"
+            )
         sizes = np.sort(sizes)
         total = len(sizes)
         head, last = int(total * tails / 2), int(total * (1 - tails / 2))
