@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinyops.evaluation.tinyperson import BANDS, sized_ap
+from tinyops.evaluation.tinyperson import BANDS, evaluate, sized_ap
 
 ONE = pytest.approx(1, abs=1e-12)  # COCO adds an epsilon to the divisor
 
@@ -66,6 +66,37 @@ def test_detections_inside_a_flagged_region_do_not_count(flag):
     assert sized_ap(truth, inside)["tiny", 0.5] == ONE
     outside = found((400, 20, 6, 6), (450, 50, 7, 7), (200, 200, 6, 6))
     assert sized_ap(truth, outside)["tiny", 0.5] == pytest.approx(1 / 3)
+
+
+def miss_rates(truth, detections):
+    return evaluate(truth, detections, compatible=False)["MR"]["tiny1"]
+
+
+def test_a_share_of_exactly_the_threshold_is_enough_in_the_ap_and_too_little_in_the_miss_rate():
+    truth = ground_truth((200, 200, 6, 6), (10, 10, 6, 6))
+    truth["annotations"][1]["ignore"] = 1
+    half, third = found((13, 10, 6, 6), (200, 200, 6, 6)), found((14, 10, 6, 6), (200, 200, 6, 6))
+    assert sized_ap(truth, half)["tiny1", 0.5] == ONE  # o = 1 / 3: a share of 0.5
+    assert sized_ap(truth, third)["tiny1", 0.5] == pytest.approx(0.5)
+    # Here o is over the detection's area, and only above 0.5 it is left out: 1 / 3 gives 0.5.
+    assert miss_rates(truth, third)["points_before_first_detection"]["0.50"] == [8]
+    assert miss_rates(truth, half)["points_before_first_detection"]["0.50"] == [0]
+
+
+def test_rounding_does_not_part_equal_boxes():
+    box = (10.1, 10.1, 6.3, 6.3)
+    assert box[0] + box[2] - box[0] < box[2]
+    assert sized_ap(ground_truth(box), found(box), thresholds=[1.0])["tiny1", 1.0] == ONE
+
+
+def test_detections_of_another_size_take_no_object_from_the_miss_rate():
+    truth = ground_truth((10, 10, 8, 8))
+    larger = found((10, 10, 10.5, 10.5), (10, 10, 8, 8))  # 8 * 1.25 is the limit
+    assert miss_rates(truth, larger)["recall_at_fppi"]["0.50"] == [[1] * 9]
+    within = found((10, 10, 9.5, 9.5), (10, 10, 8, 8))
+    recalls = miss_rates(truth, within)["recall_at_fppi"]
+    assert recalls["0.50"] == [[1] * 9]
+    assert recalls["0.75"] == [[0] * 8 + [1]]  # where it is a false alarm, and the first
 
 
 def test_only_the_best_detections_count():

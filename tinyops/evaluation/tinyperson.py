@@ -16,7 +16,7 @@ that a large region does this to small detections that merely touch it. MR is th
 1 - recall at nine rates of false alarms per image between 0.01 and 1, over all images of the json.
 
 Quirks of the original under `compatible`:
-- a detection that finds the object of id 0 is a false alarm in the AP (released files begin at 0);
+- a detection that finds the object of id 0 is a false alarm (released files begin at 0);
 - where the first detections of a class have more false alarms per image than a point, the recall of
   all detections is read there, through the index -1. Otherwise it is 0 there.
 `MR_without_index_wrap` has the second value in any case.
