@@ -113,14 +113,19 @@ def test_wrong_entries_are_named(folder, path, value, message):
         read(folder, changed(path, value))
 
 
-def test_objects_of_an_image_keep_the_order_of_the_file(folder):
-    """Whatever lies between them; sorting of more than 16 is another algorithm."""
+def test_many_objects_keep_their_order_and_fields(folder):
+    """As many as are read in several parts, which have different fields."""
     rows = [
-        {"image_id": (4, 2)[k % 3 == 0], "category_id": 3, "bbox": [k, 0, 1, 1]} for k in range(99)
+        {"image_id": (4, 2)[k % 3 == 0], "category_id": 3, "bbox": [k, 0, 1, 1]} for k in range(999)
     ]
+    for k in range(700, 999):
+        rows[k] |= {"ignore": 1, "score": k / 2}
     first, second = read(folder, {**CONTENT, "annotations": rows}).images
-    assert first.bbox[:, 0].tolist() == [k for k in range(99) if k % 3]
-    assert second.bbox[:, 0].tolist() == list(range(0, 99, 3))
+    assert first.bbox[:, 0].tolist() == [k for k in range(999) if k % 3]
+    assert second.bbox[:, 0].tolist() == list(range(0, 999, 3))
+    assert second.ignore.tolist() == [k >= 700 for k in range(0, 999, 3)]
+    scores = [k / 2 if k >= 700 else None for k in range(0, 999, 3)]
+    assert second.attributes["score"].tolist() == scores
 
 
 def test_empty_boxes_can_be_left_out(folder):

@@ -32,7 +32,8 @@ from tinyops.data.types import AnnotatedImage, AnnotatedSet
 _IGNORED = ("iscrowd", "ignore", "uncertain")
 _FLAGS = (*_IGNORED, "logo", "in_dense_image")
 _CORE = ("image_id", "category_id", "bbox")
-_CHUNK = 8192  # annotations that are Python objects at a time
+# Annotations that are Python objects at a time: more of them make the garbage collector walk more.
+_CHUNK = 256
 
 
 def read(
