@@ -125,6 +125,15 @@ def test_no_detections_give_0_and_no_objects_minus_1(protocol, classes, images):
     assert values == {0, -1}  # bands of other sizes have none
 
 
+def test_500_detections_count_in_visdrone_where_coco_takes_100():
+    entry = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5]}
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": [{**entry, "id": 1}]}
+    found = [{**entry, "bbox": [50, 50, 5, 5], "score": 0.9}] * 499 + [{**entry, "score": 0.1}]
+    assert evaluate("visdrone-coco", truth, found)["stats"]["AP"] == pytest.approx(1 / 500)
+    assert evaluate("visdrone-coco", truth, found, max_detections=499)["stats"]["AP"] == 0
+    assert evaluate("coco", truth, found)["stats"]["AP"] == 0
+
+
 def test_details_say_what_became_of_everything():
     truth = {
         "images": [{"id": 5, "file_name": "a.png"}],
