@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_data_formats import TINYPERSON, VISDRONE, WIDER, XML, YOLO, files, voc, wider
+from test_data_formats import TINYPERSON, TT100K, VISDRONE, WIDER, XML, YOLO, files, voc, wider
 
 from tinyops.data import read
 
