@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from tinyops.data import read, write
 from tinyops.data.formats import recognise
@@ -203,7 +204,6 @@ def test_wider_face_knows_images_without_faces(tmp_path):
 
 
 def test_wider_face_from_matlab(tmp_path):
-    savemat = pytest.importorskip("scipy.io").savemat
     data = read(wider(tmp_path))
 
     def cells(values):
@@ -297,6 +297,12 @@ def test_yolo_with_a_text_of_classes(tmp_path, beside):
     names[f"{places[1]}x.txt"] = "0 .5 .5 1 1\n"
     data = read(files(tmp_path, names))
     assert rows(data.images[0]) == [([0, 0, 100, 20], 1, False)]
+
+
+def test_polygons_of_yolo_give_the_boxes_around_them(tmp_path):
+    names = {"classes.txt": "a\nb\n", "x.jpg": (100, 20), "x.txt": "1 .5 .5 .25 .25 .75 .5 .5 1\n"}
+    data = read(files(tmp_path, names))
+    assert rows(data.images[0]) == [([25, 5, 50, 15], 2, False)]
 
 
 def test_yolo_images_in_a_folder_of_that_name_keep_their_labels(tmp_path):

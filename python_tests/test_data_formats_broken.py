@@ -68,6 +68,12 @@ def test_voc_without_annotations_is_refused(tmp_path):
         ("labels/train/x.txt", "2 .5 .5 .1 .1", r"x\.txt line 1: class must be a whole .* 0\.\.1"),
         ("labels/train/x.txt", "0 .5 .5 .1", r"x\.txt line 1: class cx .* must be finite numbers"),
         ("labels/train/x.txt", "0 50 .5 .1 .1", r"x\.txt line 1: cx must be a share in 0\.\.1"),
+        (
+            "labels/train/x.txt",
+            "0 0 0 0 1 .5",
+            r"x\.txt line 1: class cx .* must be finite numbers",
+        ),
+        ("labels/train/x.txt", "0 0 0 0 1 2 1", r"x\.txt line 1: x must be a share in 0\.\.1"),
         ("labels/train/x.txt", "0 .5 .5 0 .1", r"x\.txt line 1: bbox has no area"),
         ("data.yaml", "train: images/train\n", r"data\.yaml: names must be the classes"),
         ("data.yaml", "train: [1]\nnames: [a]\n", r"data\.yaml: train must be paths"),

@@ -4,7 +4,8 @@
     images/<split>/<name>.jpg
     labels/<split>/<name>.txt a line per object: class cx cy width height, shares of the image
 
-Classes count from 0. A split is a folder of images, a list of such, or a text with an image a line;
+Classes count from 0. A line of a class and the corners of a polygon, as Ultralytics has them for
+segmentation, gives the box around it. A split is a folder of images, a list of such, or a text with an image a line;
 the labels of .../images/<name>.jpg are .../labels/<name>.txt (the last folder images is replaced),
 or beside the image. An image without a text, or with an empty one, has no objects; that no image
 has a text is an error. Instead of data.yaml there may be classes.txt, a line
@@ -135,13 +136,21 @@ def _read_image(
     for k, line in enumerate(common.read_lines(text) if text.is_file() else [], 1):
         if line:
             where = f"{text} line {k}"
-            values = common.numbers(where, line, _FIELDS)
+            corners = (len(line.split()) - 1) // 2
+            fields = _FIELDS if corners < 3 else "class" + " x y" * corners
+            values = common.numbers(where, line, fields)
             label = common.whole(where, "class", values[0], high=classes - 1) + 1
-            for field, value in zip(_FIELDS.split()[1:], values[1:], strict=True):
+            for field, value in zip(fields.split()[1:], values[1:], strict=True):
                 if not 0 <= value <= 1:
                     raise ValueError(f"{where}: {field} must be a share in 0..1, got {value:g}")
-            cx, cy, width, height = (v * size[k % 2] for k, v in enumerate(values[1:]))
-            rows.append(([cx - width / 2, cy - height / 2, width, height], label, False))
+            sides = [v * size[k % 2] for k, v in enumerate(values[1:])]
+            if corners < 3:
+                cx, cy, width, height = sides
+                x, y = cx - width / 2, cy - height / 2
+            else:
+                x, y = min(sides[::2]), min(sides[1::2])
+                width, height = max(sides[::2]) - x, max(sides[1::2]) - y
+            rows.append(([x, y, width, height], label, False))
             lines.append(where)
     return common.make_image(number, name, size, rows, {}, lines.__getitem__, drop_empty_boxes)
 
