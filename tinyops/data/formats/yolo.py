@@ -5,10 +5,10 @@
     labels/<split>/<name>.txt a line per object: class cx cy width height, shares of the image
 
 Classes count from 0. A line of a class and the corners of a polygon, as Ultralytics has them for
-segmentation, gives the box around it. A split is a folder of images, a list of such, or a text with an image a line;
-the labels of .../images/<name>.jpg are .../labels/<name>.txt (the last folder images is replaced),
-or beside the image. An image without a text, or with an empty one, has no objects; that no image
-has a text is an error. Instead of data.yaml there may be classes.txt, a line
+segmentation, gives the box around it. A split is a folder of images, a list of such, or a text with
+an image a line; the labels of .../images/<name>.jpg are .../labels/<name>.txt (the last folder
+images is replaced), or beside the image. An image without a text, or with an empty one, has no
+objects; that no image has a text is an error. Instead of data.yaml there may be classes.txt, a line
 per class, with `images` and `labels`, or images and texts in the same folder. There is no place for
 regions to be ignored. The images' sizes are in their files.
 """
