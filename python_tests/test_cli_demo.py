@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from tinyops.cli import demo, main
+from tinyops.cli.detection_file import read_detections
 from tinyops.data.synth import make_scene
 from tinyops.data.tiles import clip_to_window, tile_windows
 from tinyops.evaluation.tinyperson import sized_ap
-from tinyops.inference.formats import read_detections
 from tinyops.models import create, save
 
 SEED, SIZE, PEOPLE = 3, (700, 600), 60
@@ -92,7 +92,7 @@ def test_the_scene_is_kept_as_it_was_drawn_with_its_truth(finished):
 def test_the_numbers_are_those_of_the_files(finished):
     out, text = finished
     truth = json.loads((out / "truth.json").read_text())
-    found = read_detections(out / "detections.json").entries
+    found = read_detections(out / "detections.json").results.entries()
     measures = json.loads((out / "measures.json").read_text())
     ap = sized_ap(
         truth, found, bands=demo.BANDS, thresholds=[0.5], max_detections=demo.MAX_DETECTIONS

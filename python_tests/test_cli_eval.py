@@ -86,6 +86,14 @@ def test_files_and_table_are_those_of_the_protocol(protocol, tmp_path, capsys):
     ]
 
 
+def test_visdrone_as_coco_with_the_sizes_of_aitod(tmp_path):
+    truth, found = case("visdrone-coco")
+    more = ("--protocol", "visdrone-coco", "--areas", "aitod", "--max-detections", 1500)
+    (row,) = metrics_of(truth, found, tmp_path, *more)["table"]
+    (expected,) = PROTOCOLS["aitod"].table(evaluate("aitod", truth, found))
+    assert row["AP_verytiny"] == expected["AP_vt"] > 0
+
+
 def golden_results(truth, found):
     """Golden detections as results of a run over a folder, best last image first."""
     truth, found = (json.loads(path.read_text()) for path in (truth, found))
@@ -305,7 +313,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(truth, tmp_path, cap
     assert str(missing) in refusal(capsys, missing, good)
     assert f"{text}: " in refusal(capsys, truth, text)
     assert f"{text}: is not JSON" in refusal(capsys, text, good)
-    assert "truth.json: annotations[0]: score must be" in refusal(capsys, truth, truth)
+    assert "truth.json: annotations[0]: Object missing" in refusal(capsys, truth, truth)
     assert f"{good}: " in refusal(capsys, good, good)
 
 
@@ -324,7 +332,9 @@ def test_a_lack_of_memory_is_said_in_a_line(truth, tmp_path, capsys, monkeypatch
     ("protocol", "more", "message"),
     [
         ("tinyperson", ("--max-detections", 0), "max_detections must be positive"),
-        ("tinyperson", ("--threads", 0), "threads"),
+        ("tinyperson", ("--threads", 0), "threads must be positive, got 0"),
+        ("tt100k", ("--threads", 0), "threads must be positive, got 0"),
+        ("aitod", ("--areas", "coco"), "--areas: aitod has no such setting"),
         ("widerface", ("--max-detections", 5), "--max-detections: widerface has no such setting"),
         ("coco", ("--min-score", 5), "--min-score: coco has no such setting"),
         ("widerface", ("--ignore-unknown-images",), "--ignore-unknown-images is not for widerface"),

@@ -15,9 +15,9 @@ from pycocotools.cocoeval import COCOeval
 from rasterio.crs import CRS
 from results import make_result, random_results
 
+from tinyops.cli.detection_file import read_detections
 from tinyops.inference.formats import (
     match_images,
-    read_detections,
     write_coco,
     write_coco_results,
     write_csv,
@@ -47,9 +47,9 @@ def test_what_was_written_is_read(tmp_path, file, categories):
     content = read_detections(tmp_path / file)
     assert content.images == {k + 1: result.name for k, result in enumerate(results)}
     assert content.categories == (dict(enumerate(NAMES, 1)) if categories else {})
-    assert len(content.entries) == 200
+    assert len(content.results.entries()) == 200
     for k, result in enumerate(results):
-        found = [entry for entry in content.entries if entry["image_id"] == k + 1]
+        found = [entry for entry in content.results.entries() if entry["image_id"] == k + 1]
         assert [entry["category_id"] for entry in found] == result["labels"].tolist()
         boxes = torch.tensor([corners(entry) for entry in found])
         torch.testing.assert_close(boxes, result["boxes"], rtol=0, atol=0.00055)  # 0.001 / 2
@@ -61,14 +61,16 @@ def test_json_and_csv_hold_the_same(tmp_path):
     results = random_results(3, 20, categories=NAMES)
     write_coco(results, tmp_path / "x.json")
     write_csv(results, tmp_path / "x.csv")
-    assert read_detections(tmp_path / "x.json") == read_detections(tmp_path / "x.csv")
+    one, other = (read_detections(tmp_path / name) for name in ("x.json", "x.csv"))
+    assert (one.images, one.categories) == (other.images, other.categories)
+    assert one.results.entries() == other.results.entries()
 
 
 def test_neighbouring_scores_stay_apart_and_small_ones_above_0(tmp_path):
     one = torch.tensor(1.0)
     scores = [1.0, torch.nextafter(one, one * 0).item(), 1e-30]
     make_result([[0, 0, 5, 5]] * 3, scores).save(tmp_path / "x.csv")
-    found = [entry["score"] for entry in read_detections(tmp_path / "x.csv").entries]
+    found = [entry["score"] for entry in read_detections(tmp_path / "x.csv").results.entries()]
     assert found[0] > found[1] > found[2] > 0
 
 
@@ -118,7 +120,8 @@ def test_a_list_has_the_ids_of_the_benchmark(tmp_path):
     LIST([result], tmp_path / "x.json", category_ids=(7, 9))
     content = read_detections(tmp_path / "x.json")
     assert (content.images, content.categories) == ({}, {})
-    assert [(e["image_id"], e["category_id"]) for e in content.entries] == [(14, 7), (14, 9)]
+    assert content.results.image_ids.tolist() == [14, 14]
+    assert content.results.category_ids.tolist() == [7, 9]
     with pytest.raises(ValueError, match=r"a/4.png: labels must be in 1..1"):
         LIST([result], tmp_path / "x.json", category_ids=(7,))
     with pytest.raises(ValueError, match=r"b.png: expected an id in image_ids"):
@@ -134,7 +137,7 @@ def test_no_results_and_no_objects_give_valid_files(tmp_path, file):
             empty = {"type": "FeatureCollection", "features": []}
             assert json.loads(path.read_text()) == empty
         else:
-            assert read_detections(path).entries == []
+            assert read_detections(path).results.entries() == []
     if file == "x.json":
         assert read_detections(tmp_path / "1x.json").images == {1: "a.png"}
 
@@ -160,7 +163,7 @@ def test_csv_saved_by_a_spreadsheet_is_read(tmp_path):
     path = tmp_path / "x.csv"
     make_result([[0, 0, 1, 1]]).save(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n"))
-    assert len(read_detections(path).entries) == 1
+    assert len(read_detections(path).results.entries()) == 1
 
 
 def features(path):
@@ -330,20 +333,26 @@ TABLES = {"images": [{"id": 1, "file_name": "a"}], "categories": [{"id": 1, "nam
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "Expecting"),
-        ("3", "expected an object or a list of COCO, got int"),
-        ([3], r"\[0\] must be an object"),
-        ([GOOD, {**GOOD, "image_id": "1"}], r"\[1\]: image_id must be an int"),
-        ([{**GOOD, "category_id": True}], r"\[0\]: category_id must be an int"),
-        ([{**GOOD, "bbox": [0, 0, 1]}], r"\[0\]: bbox must be"),
-        ([{**GOOD, "bbox": [0, 0, -1, 1]}], r"\[0\]: bbox must not have a negative size"),
-        ([{**GOOD, "score": math.nan}], r"\[0\]: score must be a finite number"),
-        ([{**GOOD, "score": 10**400}], r"\[0\]: score must be a finite number"),
-        ({**TABLES, "annotations": [{**GOOD, "score": None}]}, r"annotations\[0\]: score"),
-        ({**TABLES, "annotations": [{**GOOD, "image_id": 2}]}, r"annotations\[0\]: image_id or"),
-        ({**TABLES, "annotations": {}}, "annotations must be a list"),
-        ({**TABLES, "annotations": [], "images": [{"id": 1}]}, r"images\[0\] must be .* file_name"),
-        ({**TABLES, "annotations": [], "images": TABLES["images"] * 2}, r"images\[1\]: id must be"),
+        ("{", "is not JSON: Expecting"),
+        ("3", "Expected `object . array`, got `int`"),
+        ([3], r"results\[0\]: Expected `object`, got `int`"),
+        ([GOOD, {**GOOD, "image_id": "1"}], r"results\[1\].image_id: Expected `int`"),
+        ([{**GOOD, "category_id": True}], r"results\[0\].category_id: Expected `int`"),
+        ([{**GOOD, "bbox": [0, 0, 1]}], r"results\[0\].bbox: Expected `array` of length 4"),
+        (
+            [{**GOOD, "bbox": [0, 0, -1, 1]}],
+            r"results\[0\].bbox must be .* negative size",
+        ),
+        ([{**GOOD, "score": math.nan}], r"results\[0\].score must be finite"),
+        ([{**GOOD, "score": 10**400}], r"results\[0\].score: Number out of range"),
+        ({**TABLES, "annotations": [{**GOOD, "score": None}]}, r"annotations\[0\].score: Expected"),
+        (
+            {**TABLES, "annotations": [{**GOOD, "image_id": 2}]},
+            r"annotations\[0\].image_id does",
+        ),
+        ({**TABLES, "annotations": {}}, "annotations: Expected `array`"),
+        ({**TABLES, "annotations": [], "images": [{"id": 1}]}, r"images\[0\]: .* `file_name`"),
+        ({**TABLES, "annotations": [], "images": TABLES["images"] * 2}, r"images\[1\].id must be"),
     ],
 )
 def test_wrong_json_is_refused(tmp_path, content, message):
@@ -358,8 +367,10 @@ def test_wrong_json_is_refused(tmp_path, content, message):
     [
         ("a,1,p,0.5,0,0,1", "line 3 must be image,label"),
         ("a,one,p,0.5,0,0,1,1", "line 3 must be image,label"),
-        ("a,1,p,nan,0,0,1,1", "line 3: score"),
-        ("a,1,p,0.5,2,0,1,1", "line 3: bbox must not have a negative size"),
+        ("a,1,p,nan,0,0,1,1", "line 3: the score must be finite"),
+        ("a,1,p,0.5,2,0,1,1", "line 3: the box must have x1 <= x2"),
+        ("a,1,p,0.5,0,0,1e200,1", "line 3: the box must be finite and below 1e100"),
+        (f"a,{2**63},p,0.5,0,0,1,1", "line 3 must be image,label"),
         ("a,1,q,0.5,0,0,1,1", "line 3: label 1 has two names"),
     ],
 )

@@ -31,6 +31,7 @@ def test_texts_give_the_numbers_of_the_json(folders):
     truth, found, images = folders
     expected = evaluate("visdrone", CASE, CASE)
     assert evaluate("visdrone", truth, found) == expected
+    assert evaluate("visdrone", truth.parent, found) == expected  # the folder of a split
     assert evaluate("visdrone", CASE, found, images=images) == expected
     moved = images.rename(images.parent / "elsewhere")
     assert evaluate("visdrone", truth, found, images=moved) == expected

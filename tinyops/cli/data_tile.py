@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tinyops._files import new_folder, replacing
 from tinyops.cli.data_source import Source, run_tool
@@ -110,14 +110,8 @@ def _cut(settings: Tile, data: AnnotatedSet, folder: Path) -> AnnotatedSet:
 
 def _merge(settings: Tile, path: Path) -> int:
     tiles = settings.read()
-    found: Any = read_inputs("coco", settings.data, path, ignore_unknown=False)[1]
-    if found == path:  # no file of `tinyops detect`
-        try:
-            found = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:  # of JSON, or of the text's encoding
-            raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise ValueError(f"{path} must be a list of detections")
+    _, results, _ = read_inputs("coco", settings.data, path, ignore_unknown=False)
+    found = results.entries()
     try:
         merged = merge_tiles(tiles, found, rule=settings.rule, threshold=settings.threshold)
     except ValueError as error:

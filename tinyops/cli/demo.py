@@ -25,13 +25,13 @@ from torch import nn
 
 import tinyops
 from tinyops._files import replacing
+from tinyops.cli.detection_file import read_detections
 from tinyops.cli.device import choose_device
 from tinyops.data.synth import CLASS_NAMES, make_scene
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, LEFT_OUT
 from tinyops.evaluation.matcher import match_image
 from tinyops.evaluation.tinyperson import sized_ap
 from tinyops.inference.engine import detect_sources
-from tinyops.inference.formats import read_detections
 from tinyops.inference.source import open_source
 from tinyops.inference.types import Detection
 from tinyops.inference.views import plan_tiles
@@ -124,7 +124,7 @@ def run(demo: Demo) -> int:
         seconds.update(result.seconds)
         with _stage("measure", seconds, progress):
             result.save(demo.out / "detections.json")
-            found = read_detections(demo.out / "detections.json").entries
+            found = read_detections(demo.out / "detections.json").results.entries()
             measures = measure(truth, found)
         with _stage("pictures", seconds, progress):
             picture = _picture(image, truth, found)

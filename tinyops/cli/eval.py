@@ -23,6 +23,7 @@ from tinyops.cli.eval_inputs import read_inputs
 from tinyops.cli.eval_report import note, write_evaluation
 from tinyops.evaluation import PROTOCOLS
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, MISSED, Details
+from tinyops.evaluation.matcher import usable
 from tinyops.plot.report import cell
 
 _PROGRAM = "tinyops eval"
@@ -34,7 +35,7 @@ class Eval:
 
     gt: Annotated[Path, tyro.conf.arg(aliases=("--annotations",))]
     """Ground truth: COCO json, or a data set of another format that `tinyops data` reads; visdrone:
-    folder of .txt; tt100k: annotations.json; widerface: the folder of .mat."""
+    the folder of a split or of its .txt; tt100k: annotations.json; widerface: the folder of .mat."""
     detections: Path
     """COCO json, list of COCO results, CSV, or what the protocol's own evaluation reads."""
     protocol: Literal[
@@ -56,6 +57,8 @@ class Eval:
     max_detections: int | None = None
     """Best detections counted per image and class, instead of the protocol's number: it changes
     the AP."""
+    areas: Literal["coco", "aitod"] | None = None
+    """Of visdrone-coco: whose size bands, instead of COCO's; SR-TOD and RFLA have AI-TOD's."""
     min_score: float | None = None
     """Of tt100k: least score of 100 of a detection that counts, instead of 40."""
     threads: int | None = None
@@ -98,7 +101,7 @@ def measure(settings: Eval) -> tuple[dict[str, Any], Details]:
         raise ValueError("--images is for the report, which needs --out")
     options = {
         name: value
-        for name in ("max_detections", "min_score", "images")
+        for name in ("max_detections", "areas", "min_score", "images")
         if (value := getattr(settings, name)) is not None
     }
     for name in options:
@@ -106,7 +109,7 @@ def measure(settings: Eval) -> tuple[dict[str, Any], Details]:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag}: {settings.protocol} has no such setting")
     options = {name: value for name, value in options.items() if name in known}
-    options |= {"compatible": not settings.not_compatible, "threads": settings.threads}
+    options |= {"compatible": not settings.not_compatible, "threads": usable(settings.threads)}
     truth, found, unknown = read_inputs(
         settings.protocol, settings.gt, settings.detections, settings.ignore_unknown_images
     )

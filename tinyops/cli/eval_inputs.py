@@ -4,17 +4,21 @@ Images are matched by file name and categories by name; where a file has no name
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from tinyops.cli.detection_file import DetectionFile, read_detections
 from tinyops.data.formats import read
 from tinyops.data.formats.coco import to_coco
-from tinyops.evaluation.tables import load, named, typed
+from tinyops.evaluation.tables import load, named, read_ground_truth, read_results, typed
+from tinyops.evaluation.visdrone_rows import folder_of_texts
 from tinyops.evaluation.widerface_files import read_truth
-from tinyops.inference.formats import DetectionFile, match_images, read_detections
+from tinyops.inference.formats import match_images
 
 # VisDrone's classes from 1 on; 0 are ignored regions.
 _VISDRONE = (
@@ -40,7 +44,7 @@ class _Form:
         images: key -> file name.
         categories: name -> what it becomes.
         numbers: category id of a file without names -> what it becomes.
-        build: makes what `evaluate` takes.
+        build: makes what `evaluate` takes; None: `Results` do.
         any_category: any other name stays as it is.
         suffixes: whether file names have suffixes that mean something.
     """
@@ -48,7 +52,7 @@ class _Form:
     images: Mapping[Any, str]
     categories: Mapping[str, Any]
     numbers: Mapping[int, Any]
-    build: _Build
+    build: _Build | None = None
     any_category: bool = False
     suffixes: bool = True
 
@@ -70,10 +74,14 @@ def read_inputs(
         ValueError: a file is not what it should be, or they do not fit together.
     """
     own = _is_own(protocol, detections)
-    if own and ignore_unknown and protocol in _FORMS:
-        raise ValueError(f"--ignore-unknown-images is not for {protocol}'s own form: {detections}")
+    if own and protocol in _FORMS:
+        if ignore_unknown:
+            raise ValueError(
+                f"--ignore-unknown-images is not for {protocol}'s own form: {detections}"
+            )
+        return truth, detections, 0
     if own and not ignore_unknown:
-        return truth if protocol in _FORMS else _coco_content(truth), detections, 0
+        return read_ground_truth(_coco_content(truth)), read_results(detections), 0
     content, form = _FORMS.get(protocol, _coco)(truth)
     file = read_detections(detections)
     images, unknown = _images(file, form)
@@ -82,18 +90,27 @@ def read_inputs(
             f"{detections}: {len(unknown)} images are not in {truth}, the first is {unknown[0]}; "
             "--ignore-unknown-images leaves them out"
         )
+    results = file.results.select(np.isin(file.results.image_ids, list(images)))
+    with named(detections, ""):
+        categories = {
+            number: _category(file, form, number, truth)
+            for number in np.unique(results.category_ids).tolist()
+        }
+    if form.build is None:
+        image_ids = _renamed(results.image_ids, images)
+        category_ids = _renamed(results.category_ids, categories)
+        renamed = replace(results, image_ids=image_ids, category_ids=category_ids)
+        return content, renamed, len(unknown)
     found: dict[Any, list[_Found]] = {key: [] for key in images.values()}
-    categories: dict[int, Any] = {}
-    for entry in file.entries:
-        number = entry["category_id"]
-        if entry["image_id"] not in images:
-            continue
-        if number not in categories:
-            with named(detections, ""):
-                categories[number] = _category(file, form, number, truth)
-        row = _Found(categories[number], entry["bbox"], entry["score"])
-        found[images[entry["image_id"]]].append(row)
+    for row in results.entries():
+        category = categories[row["category_id"]]
+        found[images[row["image_id"]]].append(_Found(category, row["bbox"], row["score"]))
     return content, form.build(found), len(unknown)
+
+
+def _renamed(ids: NDArray[np.int64], names: Mapping[int, int]) -> NDArray[np.int64]:
+    numbers, which = np.unique(ids, return_inverse=True)
+    return np.array([names[number] for number in numbers.tolist()], np.int64)[which]
 
 
 def _is_own(protocol: str, path: Path) -> bool:
@@ -110,7 +127,7 @@ def _is_own(protocol: str, path: Path) -> bool:
 def _images(file: DetectionFile, form: _Form) -> tuple[dict[int, Any], list[str]]:
     """Id in the file -> key of the ground truth; and what it does not have."""
     if not file.images:
-        used = dict.fromkeys(entry["image_id"] for entry in file.entries)
+        used = np.unique(file.results.image_ids).tolist()
         unknown = [f"image_id {key}" for key in used if key not in form.images]
         return {key: key for key in used if key in form.images}, unknown
     names = {
@@ -136,21 +153,6 @@ def _category(file: DetectionFile, form: _Form, number: int, truth: Path) -> Any
     return known[name]
 
 
-class _Image(msgspec.Struct):
-    id: int
-    file_name: str
-
-
-class _Category(msgspec.Struct):
-    id: int
-    name: str
-
-
-class _Coco(msgspec.Struct):
-    images: list[_Image]
-    categories: list[_Category]
-
-
 def _coco_content(truth: Path) -> Any:
     """What `evaluate` takes for a data set of any format: the path of COCO, or its content."""
     if truth.suffix.lower() == ".json" or not truth.exists():
@@ -159,22 +161,12 @@ def _coco_content(truth: Path) -> Any:
 
 
 def _coco(truth: Path) -> tuple[Any, _Form]:
-    with named(truth, ""):
-        content = load(_coco_content(truth), Any)
-        entries = typed(content, _Coco)
-    categories = {category.name: category.id for category in entries.categories}
-    if len(categories) < len(entries.categories):
+    table = read_ground_truth(_coco_content(truth))
+    categories = dict(zip(table.classes, table.class_ids.tolist(), strict=True))
+    if len(categories) < len(table.classes):
         raise ValueError(f"{truth}: two categories have the same name")
-
-    def build(found: Mapping[Any, Sequence[_Found]]) -> Any:
-        return [
-            {"image_id": key, "category_id": row.category, "bbox": row.bbox, "score": row.score}
-            for key, rows in found.items()
-            for row in rows
-        ]
-
-    images = {image.id: image.file_name for image in entries.images}
-    return content, _Form(images, categories, {k: k for k in categories.values()}, build)
+    images = dict(zip(table.image_ids.tolist(), table.image_names, strict=True))
+    return table, _Form(images, categories, {k: k for k in categories.values()})
 
 
 class _SignImage(msgspec.Struct):
@@ -226,7 +218,7 @@ class _Named(msgspec.Struct):
 
 def _visdrone(truth: Path) -> tuple[Any, _Form]:
     if truth.is_dir():
-        names = sorted(path.stem for path in truth.glob("*.txt"))
+        names = sorted(path.stem for path in folder_of_texts(truth).glob("*.txt"))
     else:
         with named(truth, ""):
             names = [image.name for image in load(truth, list[_Named])]

@@ -16,6 +16,7 @@ from tinyops.evaluation import (
     widerface,
 )
 from tinyops.evaluation.details import Details
+from tinyops.evaluation.matcher import usable
 
 # A file for each states its rules. DroneSwarms has one class and is counted as AI-TOD.
 PROTOCOLS: Mapping[str, ModuleType] = {
@@ -63,7 +64,7 @@ def evaluate(
         TypeError: the protocol has no such option.
     """
     return _module(protocol).evaluate(
-        ground_truth, detections, compatible=compatible, threads=threads, **options
+        ground_truth, detections, compatible=compatible, threads=usable(threads), **options
     )
 
 
@@ -87,7 +88,7 @@ def details(
     """
     module = _module(protocol)
     found = module.details(
-        ground_truth, detections, compatible=compatible, threads=threads, **options
+        ground_truth, detections, compatible=compatible, threads=usable(threads), **options
     )
     return replace(found, protocol=protocol)
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -16,7 +16,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+_Content: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+# A file, its content, or what was read of it.
+Source: TypeAlias = "str | os.PathLike[str] | _Content | GroundTruth | Results"
 Mask: TypeAlias = NDArray[np.bool_]
 _ABSENT = -math.inf
 _PIECE = 1 << 20  # bytes of a file of detections that are objects of Python at a time
@@ -119,6 +121,39 @@ class Detections:
         return self.boxes[:, 2] * self.boxes[:, 3]
 
 
+@dataclass(frozen=True)
+class Results:
+    """COCO results as columns, not yet looked up in a ground truth.
+
+    Attributes:
+        image_ids: [K] int64.
+        category_ids: [K] int64.
+        boxes: [K, 4] x y w h in pixels.
+        scores: [K].
+        source: the file or argument that they are of, for errors.
+        name: of the list in there, likewise.
+    """
+
+    image_ids: NDArray[np.int64]
+    category_ids: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    source: str = "detections"
+    name: str = "results"
+
+    def select(self, keep: NDArray[Any]) -> "Results":
+        """Those that a mask [K] or indices name."""
+        columns = ("image_ids", "category_ids", "boxes", "scores")
+        return replace(self, **{name: getattr(self, name)[keep] for name in columns})
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What a json of results holds."""
+        keys = ("image_id", "category_id", "bbox", "score")
+        columns = (self.image_ids, self.category_ids, self.boxes, self.scores)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
 def read_ground_truth(source: Source) -> GroundTruth:
     """Read `images`, `annotations` and `categories` of COCO, a file or its content.
 
@@ -128,6 +163,8 @@ def read_ground_truth(source: Source) -> GroundTruth:
         OSError: the file cannot be read.
         ValueError: it is not what it should be: file or argument, field and index.
     """
+    if isinstance(source, GroundTruth):
+        return source
     with named(source, "ground_truth"):
         content = load(source, _GroundTruthFile)
         image_ids, order = _sorted_ids(_Part("images", 0, content.images))
@@ -145,8 +182,8 @@ def read_ground_truth(source: Source) -> GroundTruth:
             [content.images[k].file_name for k in order],
             class_ids,
             [content.categories[k].name for k in class_order],
-            _look_up(part, "image_id", image_ids),
-            _look_up(part, "category_id", class_ids),
+            _look_up(part, "image_id", _column(part, "image_id", np.int64), image_ids),
+            _look_up(part, "category_id", _column(part, "category_id", np.int64), class_ids),
             boxes,
             areas,
             _size(part, "size", np.sqrt(areas)),
@@ -158,17 +195,37 @@ def read_ground_truth(source: Source) -> GroundTruth:
 
 
 def read_detections(source: Source, truth: GroundTruth) -> Detections:
+    """`read_results`, and which images and classes of `truth` they are of.
+
+    Raises:
+        OSError: as `read_results`.
+        ValueError: likewise, or an id that `truth` does not have: file or argument, field and
+            index.
+    """
+    results = read_results(source)
+    part = _Part(results.name, 0, ())
+    with named(results.source, ""):
+        return Detections(
+            _look_up(part, "image_id", results.image_ids, truth.image_ids),
+            _look_up(part, "category_id", results.category_ids, truth.class_ids),
+            results.boxes,
+            results.scores,
+        )
+
+
+def read_results(source: Source) -> Results:
     """Read COCO results, a list of entries with `image_id`, `category_id`, `bbox` and `score`, or
     an object that has them as `annotations`; a file or its content.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not what it should be, or not of images and categories of `truth`: file or
-            argument, field and index.
+        ValueError: it is not what it should be: file or argument, field and index.
     """
+    if isinstance(source, Results):
+        return source
     with named(source, "detections"):
         try:
-            columns = [_columns(part, truth) for part in _parts(source)]
+            names, columns = zip(*map(_columns, _parts(source)), strict=True)
         except _NotInPiecesError:
             whole = load(source, list[_Detection] | _DetectionFile, "results")
             is_list = isinstance(whole, list)
@@ -177,20 +234,18 @@ def read_detections(source: Source, truth: GroundTruth) -> Detections:
                 if is_list
                 else _Part("annotations", 0, whole.annotations)
             )
-            columns = [_columns(part, truth)]
-        return Detections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+            names, columns = zip(_columns(part), strict=True)
+    image_ids, category_ids, boxes, scores = map(np.concatenate, zip(*columns, strict=True))
+    where = str(source) if _is_path(source) else "detections"
+    return Results(image_ids, category_ids, boxes, scores, where, names[0])
 
 
-def _columns(part: _Part, truth: GroundTruth) -> tuple[NDArray[Any], ...]:
-    """The fields of `Detections`."""
+def _columns(part: _Part) -> tuple[str, tuple[NDArray[Any], ...]]:
+    """The name of the list, and its fields in `Results`."""
     scores = _column(part, "score", np.float64)
     _check(part, "score", scores, np.isfinite(scores), "finite")
-    return (
-        _look_up(part, "image_id", truth.image_ids),
-        _look_up(part, "category_id", truth.class_ids),
-        _boxes(part),
-        scores,
-    )
+    image_ids, category_ids = (_column(part, x, np.int64) for x in ("image_id", "category_id"))
+    return part.name, (image_ids, category_ids, _boxes(part), scores)
 
 
 def _column(part: _Part, name: str, dtype: type[np.generic]) -> NDArray[Any]:
@@ -241,8 +296,9 @@ def _sorted_ids(part: _Part) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
     return ids[order], order
 
 
-def _look_up(part: _Part, name: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    values = _column(part, name, np.int64)
+def _look_up(
+    part: _Part, name: str, values: NDArray[np.int64], ids: NDArray[np.int64]
+) -> NDArray[np.int64]:
     places = np.searchsorted(ids, values)
     known = places < len(ids)
     known[known] = ids[places[known]] == values[known]

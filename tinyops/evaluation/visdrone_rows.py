@@ -48,7 +48,8 @@ def read_scenes(ground_truth: Any, detections: Any, images: Any = None) -> list[
 
     Args:
         ground_truth: a list of {name, width, height, gt: rows}, or a json with one; or a folder
-            with a text per image. Rows have eight numbers, of which the first six are read.
+            with a text per image, or with such a folder `annotations`. Rows have eight numbers, of
+            which the first six are read.
         detections: a list of {name, dt: rows}, or a json with one; or a folder with a text per
             image. An image that it does not have is one without detections.
         images: folder of the pictures, of which texts need the sizes; None: the folder `images`
@@ -60,8 +61,9 @@ def read_scenes(ground_truth: Any, detections: Any, images: Any = None) -> list[
     """
     sizes: dict[str, tuple[int, int]] = {}
     if _is_folder(ground_truth):
-        truth = _texts(Path(ground_truth))
-        folder = Path(images or Path(ground_truth).parent / "images")
+        texts = folder_of_texts(Path(ground_truth))
+        truth = _texts(texts)
+        folder = Path(images or texts.parent / "images")
         for name, rows in truth.items():
             if (rows[:, 5] == 0).any():
                 sizes[name] = _picture_size(folder, name)
@@ -92,6 +94,12 @@ def read_scenes(ground_truth: Any, detections: Any, images: Any = None) -> list[
             )
     nothing = np.zeros((0, 6))
     return [Scene(name, sizes.get(name), x, found.get(name, nothing)) for name, x in truth.items()]
+
+
+def folder_of_texts(folder: Path) -> Path:
+    """The folder of a split has its texts in `annotations`."""
+    inner = folder / "annotations"
+    return inner if inner.is_dir() and not any(folder.glob("*.txt")) else folder
 
 
 def _is_folder(source: Any) -> bool:

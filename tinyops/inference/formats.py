@@ -1,4 +1,4 @@
-"""Results as COCO json, CSV and GeoJSON, and back from the first two.
+"""Results as COCO json, CSV and GeoJSON.
 
 Coordinates are rounded to 0.001 px. Scores are the shortest decimals that are the same float32, so
 that order and ties among them stay. Every writer takes its results one at a time and keeps none,
@@ -16,10 +16,8 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -209,39 +207,6 @@ def write_results(results: Iterable[Found], path: str | os.PathLike[str]) -> Non
     writers[suffix](results, path)
 
 
-@dataclass(frozen=True)
-class DetectionFile:
-    """What a file says was detected.
-
-    Attributes:
-        images: id -> file name; empty in a list of COCO results, which has the ids of a benchmark.
-        categories: id -> name; those without one are left out.
-        entries: COCO results: image_id, category_id, bbox (x y w h in pixels), score.
-    """
-
-    images: dict[int, str]
-    categories: dict[int, str]
-    entries: list[dict[str, Any]]
-
-
-def read_detections(path: str | os.PathLike[str]) -> DetectionFile:
-    """Read either COCO json (.json) or CSV (.csv) as they are written here.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: naming the file and the entry: what was expected and what came.
-    """
-    path = Path(path)
-    readers = {".json": _read_json, ".csv": _read_csv}
-    suffix = path.suffix.lower()
-    if suffix not in readers:
-        raise ValueError(f"{path}: expected a file of detections, {' or '.join(readers)}")
-    try:
-        return readers[suffix](path)
-    except (ValueError, csv.Error) as error:  # also of JSON and of the text's encoding
-        raise ValueError(f"{path}: {error}") from None
-
-
 def match_images(names: Iterable[str], images: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """The images of a data set that these names mean.
 
@@ -351,82 +316,3 @@ def _ring(corners: Sequence[float], place: Georeference | None) -> list[list[flo
     decimals = max(0, math.ceil(3 - math.log10(pixel)))
     points = place.to_map(torch.tensor(ring, dtype=torch.float64)).tolist()
     return [[round(value, decimals) for value in point] for point in points]
-
-
-def _read_json(path: Path) -> DetectionFile:
-    content = json.loads(path.read_bytes())
-    if isinstance(content, list):
-        return DetectionFile({}, {}, [_entry(f"[{k}]", entry) for k, entry in enumerate(content)])
-    if not isinstance(content, dict):
-        raise ValueError(f"expected an object or a list of COCO, got {type(content).__name__}")
-    for key in ("images", "categories", "annotations"):
-        if not isinstance(content.get(key), list):
-            raise ValueError(f"{key} must be a list, got {content.get(key)!r:.40}")
-    images = _names(content, "images", "file_name")
-    categories = _names(content, "categories", "name")
-    entries = [_entry(f"annotations[{k}]", x) for k, x in enumerate(content["annotations"])]
-    for k, entry in enumerate(entries):
-        if entry["image_id"] not in images or entry["category_id"] not in categories:
-            raise ValueError(f"annotations[{k}]: image_id or category_id does not exist: {entry}")
-    # What `write_coco` gives them for want of names.
-    categories = {key: name for key, name in categories.items() if name != str(key)}
-    return DetectionFile(images, categories, entries)
-
-
-def _names(content: Mapping[str, Any], key: str, field: str) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for k, entry in enumerate(content[key]):
-        if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
-            raise ValueError(f"{key}[{k}] must be an object with a {field}, got {entry!r:.80}")
-        if not _is_id(entry.get("id")) or entry["id"] in names:
-            raise ValueError(f"{key}[{k}]: id must be an int of its own, got {entry.get('id')!r}")
-        names[entry["id"]] = entry[field]
-    return names
-
-
-def _entry(where: str, entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} must be an object, got {entry!r:.40}")
-    for key in ("image_id", "category_id"):
-        if not _is_id(entry.get(key)):
-            raise ValueError(f"{where}: {key} must be an int, got {entry.get(key)!r:.40}")
-    box, score = entry.get("bbox"), entry.get("score")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-        raise ValueError(f"{where}: bbox must be x, y, width, height, got {box!r:.80}")
-    if box[2] < 0 or box[3] < 0:
-        raise ValueError(f"{where}: bbox must not have a negative size, got {box}")
-    if not _is_finite(score):
-        raise ValueError(f"{where}: score must be a finite number, got {score!r:.40}")
-    return {key: entry[key] for key in ("image_id", "category_id", "bbox", "score")}
-
-
-def _read_csv(path: Path) -> DetectionFile:
-    images: dict[str, int] = {}
-    categories: dict[int, str] = {}
-    entries = []
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file)
-        if tuple(next(rows, ())) != COLUMNS:
-            raise ValueError(f"the first line must be {','.join(COLUMNS)}")
-        for row in rows:
-            where = f"line {rows.line_num}"
-            try:
-                image, label, name, score, *corners = row
-                box, category_id = _bbox([float(value) for value in corners]), int(label)
-                entry = {"category_id": category_id, "bbox": box, "score": float(score)}
-            except ValueError:
-                raise ValueError(f"{where} must be {','.join(COLUMNS)}, got {row}") from None
-            image_id = images.setdefault(image, len(images) + 1)
-            entries.append(_entry(where, {"image_id": image_id, **entry}))
-            if name and categories.setdefault(category_id, name) != name:
-                raise ValueError(f"{where}: label {label} has two names, {name} is the second")
-    return DetectionFile({k: name for name, k in images.items()}, categories, entries)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    # An int may be larger than any float.
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
