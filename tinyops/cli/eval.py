@@ -35,7 +35,7 @@ class Eval:
 
     gt: Annotated[Path, tyro.conf.arg(aliases=("--annotations",))]
     """Ground truth: COCO json, or a data set of another format that `tinyops data` reads; visdrone:
-    the folder of a split or of its .txt; tt100k: annotations.json; widerface: the folder of .mat."""
+    folder of a split, or of its .txt; tt100k: annotations.json; widerface: the folder of .mat."""
     detections: Path
     """COCO json, list of COCO results, CSV, or what the protocol's own evaluation reads."""
     protocol: Literal[
