@@ -161,6 +161,10 @@ def test_what_detect_found_in_the_files_of_tiles_is_merged(folder, tmp_path, cap
         merged.append(json.loads((tmp_path / "new" / name).read_text()))
     assert merged[0] == merged[1] != []
     assert {row["image_id"] for row in merged[0]} <= {x["id"] for x in tiles["old_images"]}
+    detected["images"][0]["file_name"] = "other.png"
+    path.write_text(json.dumps(detected))
+    assert main(["data", "tile", *words, "--out", str(tmp_path / "no")]) == 2
+    assert capsys.readouterr().err.endswith("tiles.json, the first is other.png\n")
 
 
 @pytest.mark.parametrize("pixels", ["tiles", "whole"])

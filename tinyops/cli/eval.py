@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyops._files import replacing
-from tinyops.cli.eval_inputs import read_inputs
+from tinyops.cli.eval_inputs import UnknownImagesError, read_inputs
 from tinyops.cli.eval_report import note, write_evaluation
 from tinyops.evaluation import PROTOCOLS
 from tinyops.evaluation.details import DUPLICATE, FALSE, FOUND, MISSED, Details
@@ -110,9 +110,12 @@ def measure(settings: Eval) -> tuple[dict[str, Any], Details]:
             raise ValueError(f"{flag}: {settings.protocol} has no such setting")
     options = {name: value for name, value in options.items() if name in known}
     options |= {"compatible": not settings.not_compatible, "threads": usable(settings.threads)}
-    truth, found, unknown = read_inputs(
-        settings.protocol, settings.gt, settings.detections, settings.ignore_unknown_images
-    )
+    try:
+        truth, found, unknown = read_inputs(
+            settings.protocol, settings.gt, settings.detections, settings.ignore_unknown_images
+        )
+    except UnknownImagesError as error:
+        raise ValueError(f"{error}; --ignore-unknown-images leaves them out") from None
     result = module.evaluate(truth, found, **options)
     details = module.details(truth, found, **options)
     kinds, objects = details.kinds, details.object_kinds

@@ -27,6 +27,10 @@ _VISDRONE = (
 )
 
 
+class UnknownImagesError(ValueError):
+    """Detections are in images that the ground truth does not have."""
+
+
 class _Found(NamedTuple):
     category: Any
     bbox: Sequence[float]
@@ -71,6 +75,7 @@ def read_inputs(
 
     Raises:
         OSError: a file cannot be read.
+        UnknownImagesError: the ground truth lacks images, which are not to be left out.
         ValueError: a file is not what it should be, or they do not fit together.
     """
     own = _is_own(protocol, detections)
@@ -86,9 +91,8 @@ def read_inputs(
     file = read_detections(detections)
     images, unknown = _images(file, form)
     if unknown and not ignore_unknown:
-        raise ValueError(
-            f"{detections}: {len(unknown)} images are not in {truth}, the first is {unknown[0]}; "
-            "--ignore-unknown-images leaves them out"
+        raise UnknownImagesError(
+            f"{detections}: {len(unknown)} images are not in {truth}, the first is {unknown[0]}"
         )
     results = file.results.select(np.isin(file.results.image_ids, list(images)))
     with named(detections, ""):
