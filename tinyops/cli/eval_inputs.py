@@ -16,15 +16,10 @@ from tinyops.cli.detection_file import DetectionFile, read_detections
 from tinyops.data.formats import read
 from tinyops.data.formats.coco import to_coco
 from tinyops.evaluation.tables import load, named, read_ground_truth, read_results, typed
+from tinyops.evaluation.visdrone import CLASSES
 from tinyops.evaluation.visdrone_rows import folder_of_texts
 from tinyops.evaluation.widerface_files import read_truth
 from tinyops.inference.formats import match_images
-
-# VisDrone's classes from 1 on; 0 are ignored regions.
-_VISDRONE = (
-    *("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle"),
-    *("bus", "motor", "others"),
-)
 
 
 class UnknownImagesError(ValueError):
@@ -236,8 +231,8 @@ def _visdrone(truth: Path) -> tuple[Any, _Form]:
             for name, rows in found.items()
         ]
 
-    numbers = {k: k for k in range(len(_VISDRONE) + 1)}
-    categories = {name: k for k, name in enumerate(_VISDRONE, 1)}
+    categories = {name: k for k, name in enumerate((*CLASSES, "others"), 1)}
+    numbers = {k: k for k in range(len(categories) + 1)}  # 0 are ignored regions
     return truth, _Form({name: name for name in names}, categories, numbers, build, suffixes=False)
 
 
